@@ -1,0 +1,33 @@
+"""Shared settings: this folder on the path (for oracle.py), one hypothesis profile, and the thread count kept."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+try:
+    from hypothesis import HealthCheck, settings
+
+    # Derandomised, so that a failure on one machine is the same failure on every other.
+    settings.register_profile(
+        "dendnorm", deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
+    settings.load_profile("dendnorm")
+except ImportError:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _keep_torch_state() -> Iterator[None]:
+    """A test that changes the threads or the seed must not change what the next one sees."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
