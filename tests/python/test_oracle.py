@@ -343,7 +343,9 @@ def test_strided_parameters(which, dtype):
     given_ = {
         name: laid_out(rng, (size,), "sliced" if name == which else "contiguous", dtype) for name, size in sizes.items()
     }
-    check(laid_out(rng, (6, 9), "contiguous", dtype), *given_.values(), pattern, 1.0, 1.0, 2.0, torch.ones(6, 8).to(dtype))
+    check(
+        laid_out(rng, (6, 9), "contiguous", dtype), *given_.values(), pattern, 1.0, 1.0, 2.0, torch.ones(6, 8).to(dtype)
+    )
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
