@@ -1,0 +1,107 @@
+"""The command ``dendnorm``: each subcommand adds its own parser and names the function that runs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train the same sparse network with several norms, side by side",
+        description="Trains the same sparse network with several norms over several trials, with rewiring after every"
+        " epoch, and writes results.json, table.md and curves.png. Ctrl-C keeps what is done.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        choices=("digits", "mnist", "fashion-mnist", "cifar10"),
+        help="data set; left out: what is found in --root, or digits without it",
+    )
+    parser.add_argument("--root", metavar="DIR", help="folder of the data set's files, or the folder that holds it")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[100], metavar="M", help="sizes of the hidden layers")
+    parser.add_argument(
+        "--norm",
+        action="append",
+        dest="norms",
+        help="none, l0, l0-variable, lp:2, lp-variable:2, weight_norm or joint; repeat to compare (default: none, l0)",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--trials", type=int, default=3, help="networks for each norm")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
+    parser.add_argument("--batch", type=int, default=10, help="examples in a minibatch")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate of plain SGD")
+    parser.add_argument("--activation", choices=("sigmoid", "relu", "tanh"), default="sigmoid", help="hidden units")
+    parser.add_argument("--epsilon", type=float, default=0.2, help="share of connections that exist")
+    parser.add_argument("--zeta", type=float, default=0.15, help="share of connections rewired after each epoch")
+    parser.add_argument("--s", type=float, default=25.0, help="excitability at the start")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first trial; the next ones count up")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, help="CPU threads; left out: PyTorch's own choice")
+    parser.add_argument("--out", default="dendnorm-results", metavar="DIR", help="where the results go")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(function=_train)
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from . import data, training
+
+    if arguments.threads is not None:
+        if arguments.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {arguments.threads}")
+        torch.set_num_threads(arguments.threads)
+    name = arguments.data or (data.guess(arguments.root) if arguments.root else "digits")
+    settings = training.Settings(
+        data=name,
+        root=arguments.root,
+        hidden=tuple(arguments.hidden),
+        norms=tuple(getattr(arguments, "norms", ("none", "l0"))),
+        **{
+            key: getattr(arguments, key)
+            for key in ("trials", "epochs", "batch", "lr", "activation", "epsilon", "zeta", "s", "seed", "device")
+        },
+    )
+    results = training.run(settings, arguments.out, progress=not arguments.quiet)
+    summary = training.summarise(results)
+    print(training.table(results, summary))
+    files = "results.json, table.md and curves.png" if summary else "results.json and table.md (no epoch was finished)"
+    print(f"Written to {arguments.out}: {files}")
+    if results["interrupted"]:
+        print("Interrupted: the finished epochs were kept.", file=sys.stderr)
+        return 130
+    return 1 if any("failed" in record for record in results["runs"]) else 0
+
+
+def _add_info(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("info", help="versions, how it was built, instruction sets, devices")
+    parser.set_defaults(function=_info)
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from . import info
+
+    print(info.report())
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status. Wrong input ends in one sentence and status 2, not in a traceback."""
+    parser = argparse.ArgumentParser(prog="dendnorm", description="Sparse, dendritically normalised layers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_train, _add_info):
+        add(commands)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.function(arguments)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"dendnorm {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130

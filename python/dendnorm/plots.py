@@ -1,0 +1,58 @@
+"""Pictures of training runs. Drawn without a display, so that they work on a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ._extras import require
+
+__all__ = ["curves"]
+
+# Distinct for colour-blind readers too (Okabe and Ito), the control in black as in the paper.
+COLOURS = {"none": "#000000", "l0": "#0072b2"}
+MORE_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+STYLES = {"before": "-", "after": "--"}
+
+
+def curves(results: dict[str, Any], summary: dict[str, dict[str, Any]], path: str | Path) -> None:
+    """Training cost and test accuracy against epochs: mean over trials, shaded by one standard deviation."""
+    figure_module = require("matplotlib.figure", "train")
+    lines_module = require("matplotlib.lines", "train")
+    ticker = require("matplotlib.ticker", "train")
+    figure = figure_module.Figure(figsize=(10, 4.6), layout="constrained")
+    cost, accuracy = figure.subplots(1, 2)
+    spare = iter(MORE_COLOURS * len(summary))
+    handles = []
+    for norm, entry in summary.items():
+        colour = COLOURS.get(norm) or next(spare)
+        handles.append(lines_module.Line2D([], [], color=colour, linewidth=2, label=entry["label"]))
+        for axes, quantity, factor in ((cost, "train_cost", 1), (accuracy, "test_accuracy", 100)):
+            for phase, style in STYLES.items():
+                mean = [factor * value for value in entry[phase][quantity]["mean"]]
+                spread = [factor * value for value in entry[phase][quantity]["std"]]
+                low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+                axes.plot(entry["epochs"], mean, style, color=colour, linewidth=1.8, marker="o", markersize=3)
+                axes.fill_between(entry["epochs"], low, high, color=colour, alpha=0.13, linewidth=0)
+    grey = "#666666"
+    handles.append(lines_module.Line2D([], [], color=grey, linestyle="-", label="before rewiring"))
+    handles.append(lines_module.Line2D([], [], color=grey, linestyle="--", label="after rewiring"))
+    cost.set(title="Training cost (lower is better)", xlabel="epoch", ylabel="mean log-likelihood cost")
+    accuracy.set(title="Test accuracy (higher is better)", xlabel="epoch", ylabel="test accuracy (%)")
+    cost.set_ylim(bottom=0)
+    for axes in (cost, accuracy):
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+    from .training import describe
+
+    trials = sorted({entry["trials"] for entry in summary.values()})
+    counted = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]} to {trials[-1]}"
+    note = ", interrupted" if results["interrupted"] else ""
+    if trials[-1] > 1:
+        shading = f"mean of {counted} trials, shaded: one standard deviation"
+    else:
+        shading = "one trial"
+    figure.suptitle(f"{describe(results)}\n{shading}{note}", fontsize=11)
+    figure.savefig(path, dpi=150)

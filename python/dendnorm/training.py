@@ -1,0 +1,362 @@
+"""The job of ``dendnorm train``: the same sparse network under several norms, side by side, over several trials."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import data as data_module
+from . import norms
+from ._extras import require
+from .layers import SparseLinear
+from .rewiring import SET
+
+__all__ = ["Settings", "build_network", "choose_device", "evaluate", "label", "run", "summarise", "write"]
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
+CHUNK = 4000  # examples turned into floats at a time in training
+EVALUATION_BATCH = 1000
+BAR_EVERY = 50  # steps between two updates of the bar: reading the loss waits for a GPU
+PHASES = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One experiment. The defaults are the paper's setting, with fewer epochs and trials.
+
+    Raises:
+        ValueError: names the setting, what was expected and what came.
+    """
+
+    data: str = "digits"
+    root: str | None = None
+    hidden: tuple[int, ...] = (100,)
+    norms: tuple[str, ...] = ("none", "l0")
+    trials: int = 3
+    epochs: int = 10
+    batch: int = 10
+    lr: float = 0.05
+    activation: str = "sigmoid"
+    epsilon: float = 0.2
+    zeta: float = 0.15
+    s: float = 25.0
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        def check(name: str, good: bool, expected: str) -> None:
+            if not good:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+        check("hidden", len(self.hidden) > 0 and all(width >= 1 for width in self.hidden), "one or more positive sizes")
+        check("norms", len(self.norms) > 0 and len(set(self.norms)) == len(self.norms), "one or more different norms")
+        for name in ("trials", "epochs", "batch"):
+            check(name, getattr(self, name) >= 1, "at least 1")
+        check("lr", math.isfinite(self.lr) and self.lr > 0, "finite and positive")
+        check("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
+        check("epsilon", 0 < self.epsilon <= 1, "in (0, 1]")
+        check("zeta", 0 <= self.zeta <= 1, "in [0, 1]")
+        check("s", math.isfinite(self.s), "finite")
+        check("seed", self.seed >= 0, "at least 0")
+
+
+def label(norm: str) -> str:
+    """The name of a norm in tables and pictures: the paper's words for the paper's norms."""
+    known = {
+        "none": "control",
+        "l0": "dendritic (L0)",
+        "l0-variable": "dendritic (L0), one excitability per neuron",
+        "weight_norm": "heterosynaptic (weight normalisation)",
+        "joint": "joint (L0 and L2)",
+    }
+    if norm.startswith("lp-variable:"):
+        return f"L{norm.partition(':')[2]}, one excitability per neuron"
+    if norm.startswith("lp:"):
+        return f"L{norm.partition(':')[2]}"
+    return known.get(norm, norm)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the GPU where there is one and this build has kernels for it, else the CPU.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    cuda = torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
+        "dendnorm::sparse_linear", "CUDA"
+    )
+    if name == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not cuda:
+        raise ValueError(f"device {name!r} needs a GPU and a build with CUDA (`dendnorm info` tells), got neither or one")
+    return device
+
+
+def build_network(
+    features: int, classes: int, settings: Settings, norm: str, seed: int, device: torch.device | str = "cpu"
+) -> nn.Sequential:
+    """Sparse hidden layers and a dense output layer that is not normalised (the paper, Methods).
+
+    All biases and the output weights are N(0, 1); a shared excitability is one parameter for all hidden layers. Networks
+    of one seed start from the same connections and values, whatever their norm.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = norms.resolve(norm)
+    shared: norms.Norm | None = None
+    layers: list[nn.Module] = []
+    for index, width in enumerate(settings.hidden):
+        # A norm that has a parameter starts at s; the control has none.
+        if norm == "none":
+            layer_norm: norms.Norm = chosen
+        elif chosen.variable or shared is None:
+            layer_norm = norms.Norm(chosen.a, chosen.b, chosen.p, variable=chosen.variable, s=settings.s)
+            shared = layer_norm
+        else:
+            layer_norm = shared
+        layer = SparseLinear(
+            features, width, density=settings.epsilon, norm=layer_norm, seed=seed * 1000 + index, device=device
+        )
+        with torch.no_grad():
+            layer.bias.copy_(torch.randn(width, generator=generator))
+        layers += [layer, ACTIVATIONS[settings.activation]()]
+        features = width
+    head = nn.Linear(features, classes, device=device)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(classes, features, generator=generator))
+        head.bias.copy_(torch.randn(classes, generator=generator))
+    return nn.Sequential(*layers, head)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scale: float) -> tuple[float, float]:
+    """Mean log-likelihood cost and accuracy.
+
+    Args:
+        inputs: (examples, features), uint8. targets: (examples,), int64.
+    """
+    cost = torch.zeros((), dtype=torch.float64, device=inputs.device)
+    correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
+    for rows, wanted in zip(inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True):
+        scores = model(rows.float().mul_(scale))
+        cost += nn.functional.cross_entropy(scores, wanted, reduction="sum")
+        correct += (scores.argmax(1) == wanted).sum()
+    return cost.item() / len(targets), correct.item() / len(targets)
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: data_module.DataSet,
+    settings: Settings,
+    generator: torch.Generator,
+    tick: Callable[[int, float], None],
+) -> None:
+    """One pass in a new order. The loop slices pieces shuffled beforehand: at 10 rows a step, every call counts."""
+    inputs, targets = data.train_inputs, data.train_targets
+    order = torch.randperm(len(targets), generator=generator).to(targets.device)
+    chunk = max(1, CHUNK // settings.batch) * settings.batch
+    steps = 0
+    for piece in order.split(chunk):
+        rows = inputs[piece].float().mul_(data.scale)
+        for x, y in zip(rows.split(settings.batch), targets[piece].split(settings.batch), strict=True):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            steps += 1
+            if steps == BAR_EVERY:
+                tick(steps, loss.item())
+                steps = 0
+    tick(steps, loss.item())
+
+
+def _train_network(
+    record: dict[str, Any], data: data_module.DataSet, settings: Settings, device: torch.device, progress: bool
+) -> None:
+    """Fill record["epochs"] epoch by epoch, so that an interrupted run keeps what it has."""
+    seed = record["seed"]
+    model = build_network(data.features, len(data.classes), settings, record["norm"], seed, device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
+    rewire = SET(model, optimizer, zeta=settings.zeta, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    tqdm = require("tqdm", "train").tqdm
+    name = f"{record['label']}, trial {record['trial'] + 1}/{settings.trials}"
+    steps = settings.epochs * math.ceil(len(data.train_targets) / settings.batch)
+    shown: dict[str, str] = {}
+    with tqdm(total=steps, desc=name, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+
+        def tick(done: int, loss: float) -> None:
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the cost became {loss}; a smaller learning rate may help")
+            shown["loss"] = f"{loss:.3f}"
+            bar.set_postfix(shown, refresh=False)
+            bar.update(done)
+
+        for epoch in range(1, settings.epochs + 1):
+            start = time.perf_counter()
+            _train_epoch(model, optimizer, data, settings, generator, tick)
+            entry: dict[str, Any] = {"epoch": epoch, "seconds": time.perf_counter() - start}
+            for phase in PHASES:
+                if phase == "after":
+                    rewire.step()
+                train = evaluate(model, data.train_inputs, data.train_targets, data.scale)
+                test = evaluate(model, data.test_inputs, data.test_targets, data.scale)
+                entry[phase] = {"train_cost": train[0], "test_cost": test[0], "test_accuracy": test[1]}
+            record["epochs"].append(entry)
+            shown["accuracy"] = f"{entry['before']['test_accuracy']:.2%}"
+            bar.set_postfix(shown)
+    record["complete"] = True
+
+
+def run(settings: Settings, out: str | Path, progress: bool = True) -> dict[str, Any]:
+    """Train every norm in every trial and write results.json, table.md and curves.png into `out`.
+
+    Norms take turns within a trial, so that an interruption leaves about as many trials of each. After Ctrl-C the
+    finished epochs are written and the results say "interrupted": true. A network whose cost stops being finite is
+    kept with its reason under "failed", and the others go on.
+
+    Returns:
+        what results.json holds.
+
+    Raises:
+        ValueError, FileNotFoundError, dendnorm.data.DataFileError: before anything is trained.
+    """
+    for norm in settings.norms:
+        norms.resolve(norm)
+    device = choose_device(settings.device)
+    data = data_module.load(settings.data, settings.root)
+    moved = {name: getattr(data, name).to(device) for name in
+             ("train_inputs", "train_targets", "test_inputs", "test_targets")}  # fmt: skip
+    data = data_module.DataSet(**{**data.__dict__, **moved})
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    recorded = asdict(settings) | {"device": str(device), "threads": torch.get_num_threads()}
+    recorded.pop("root")  # a path of one machine says nothing on another
+    results: dict[str, Any] = {
+        "settings": recorded,
+        "network": [data.features, *settings.hidden, len(data.classes)],
+        "examples": {"train": len(data.train_targets), "test": len(data.test_targets)},
+        "torch": torch.__version__,
+        "interrupted": False,
+        "runs": [],
+    }
+    try:
+        for trial in range(settings.trials):
+            for norm in settings.norms:
+                record: dict[str, Any] = {"norm": norm, "label": label(norm), "trial": trial, "complete": False}
+                record |= {"seed": settings.seed + trial, "epochs": []}
+                results["runs"].append(record)
+                try:
+                    _train_network(record, data, settings, device, progress)
+                except FloatingPointError as error:
+                    record["failed"] = str(error)
+                _write_text(out / "results.json", json.dumps(results, indent=1))
+    except KeyboardInterrupt:
+        results["interrupted"] = True
+    write(results, out)
+    return results
+
+
+def summarise(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Mean and sample standard deviation per norm, phase, quantity and epoch.
+
+    Only whole trials count; where some norm has none, the epochs that every unfinished trial reached.
+
+    Returns:
+        by norm: label, trials, epochs (list), seconds (per epoch), and [phase][quantity] -> {"mean", "std"} (lists).
+    """
+    by_norm: dict[str, list[dict[str, Any]]] = {norm: [] for norm in results["settings"]["norms"]}
+    for record in results["runs"]:
+        if record["epochs"]:
+            by_norm[record["norm"]].append(record)
+    by_norm = {norm: records for norm, records in by_norm.items() if records}
+    if all(any(record["complete"] for record in records) for records in by_norm.values()):
+        by_norm = {norm: [r for r in records if r["complete"]] for norm, records in by_norm.items()}
+    length = min((len(r["epochs"]) for records in by_norm.values() for r in records), default=0)
+    summary: dict[str, dict[str, Any]] = {}
+    for norm, records in by_norm.items():
+        times = [entry["seconds"] for record in records for entry in record["epochs"][:length]]
+        entry: dict[str, Any] = {
+            "label": label(norm),
+            "trials": len(records),
+            "epochs": list(range(1, length + 1)),
+            "seconds": sum(times) / len(times),
+        }
+        for phase in PHASES:
+            entry[phase] = {}
+            for quantity in ("train_cost", "test_cost", "test_accuracy"):
+                values = torch.tensor(
+                    [[e[phase][quantity] for e in record["epochs"][:length]] for record in records],
+                    dtype=torch.float64,
+                )
+                spread = values.std(0) if len(records) > 1 else torch.zeros(length, dtype=torch.float64)
+                entry[phase][quantity] = {"mean": values.mean(0).tolist(), "std": spread.tolist()}
+        summary[norm] = entry
+    return summary
+
+
+def write(results: dict[str, Any], out: str | Path) -> None:
+    """Write results.json, table.md and curves.png; each appears whole or not at all."""
+    from . import plots
+
+    out = Path(out)
+    summary = summarise(results)
+    _write_text(out / "results.json", json.dumps(results | {"summary": summary}, indent=1))
+    _write_text(out / "table.md", table(results, summary))
+    if summary:
+        temporary = out / "curves.tmp.png"
+        plots.curves(results, summary, temporary)
+        os.replace(temporary, out / "curves.png")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def describe(results: dict[str, Any]) -> str:
+    """The experiment in one line, for the head of the table and of the picture."""
+    settings = results["settings"]
+    return (
+        f"{settings['data']}, {'-'.join(map(str, results['network']))}, {settings['epsilon']:.0%} of connections,"
+        f" {settings['zeta']:.0%} rewired after each epoch"
+    )
+
+
+def table(results: dict[str, Any], summary: dict[str, dict[str, Any]]) -> str:
+    """Markdown: the last epoch of every norm, mean and standard deviation over trials."""
+    settings = results["settings"]
+    lines = [f"# {describe(results)}", ""]
+    lines.append(
+        f"{settings['activation']} units, plain SGD, minibatch {settings['batch']}, learning rate {settings['lr']},"
+        f" excitability starts at {settings['s']:g}. Mean and standard deviation over trials, at the last epoch."
+    )
+    if results["interrupted"]:
+        lines += ["", "**Interrupted: this is what was finished.**"]
+    lines += ["", "| network | trials | epochs | test accuracy before rewiring | after rewiring | training cost before |"
+              " after | seconds per epoch |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+
+    def cell(values: dict[str, Sequence[float]], percent: bool) -> str:
+        mean, spread = values["mean"][-1], values["std"][-1]
+        return f"{100 * mean:.2f} ± {100 * spread:.2f} %" if percent else f"{mean:.4f} ± {spread:.4f}"
+
+    for entry in summary.values():
+        cells = [entry["label"], str(entry["trials"]), str(len(entry["epochs"]))]
+        cells += [cell(entry[phase]["test_accuracy"], True) for phase in PHASES]
+        cells += [cell(entry[phase]["train_cost"], False) for phase in PHASES]
+        lines.append("| " + " | ".join([*cells, f"{entry['seconds']:.2f}"]) + " |")
+    for record in results["runs"]:
+        if "failed" in record:
+            lines += ["", f"Failed: {record['label']}, trial {record['trial'] + 1}: {record['failed']}."]
+    return "\n".join(lines) + "\n"
