@@ -1,0 +1,29 @@
+"""Sparse layers with dendritic normalisation for PyTorch.
+
+w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i, after A. D. Bird and H. Cuntz, "Dendritic normalisation improves learning in
+sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202, 2021.
+"""
+
+from __future__ import annotations
+
+from . import _ops  # first: registers the ops that everything else calls
+from . import functional, norms
+from .convert import param_groups, sparsify
+from .functional import Pattern
+from .layers import SparseLinear
+from .norms import Norm
+from .rewiring import SET
+
+__all__ = ["SET", "Norm", "Pattern", "SparseLinear", "functional", "norms", "param_groups", "sparsify"]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dendnorm")
+    except PackageNotFoundError:  # run from a source tree
+        return "0+unknown"
+
+
+__version__ = _version()
