@@ -6,7 +6,6 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
-from . import _ops  # first: registers the ops that everything else calls
 from . import functional, norms
 from .convert import param_groups, sparsify
 from .functional import Pattern

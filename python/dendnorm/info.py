@@ -52,28 +52,28 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _lines(value: Any, indent: int) -> list[str]:
-    pad = "  " * indent
-    if isinstance(value, dict) and set(value) == {"name", "description", "kernels"}:
-        note = "" if value["kernels"] else " (this build has no kernels for it)"
-        return [f"{pad}{value['name']}: {value['description']}{note}"]
-    if isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
-        return [line for entry in value for line in _lines(entry, indent)]
+def _shown(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: "none"}[value]
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _lines(facts: dict[str, Any], indent: int) -> list[str]:
     lines = []
-    for key, entry in value.items():
-        if isinstance(entry, dict) or (isinstance(entry, list) and any(isinstance(e, dict) for e in entry)):
-            lines += [f"{pad}{key}", *_lines(entry, indent + 1)]
+    for key, value in facts.items():
+        pad = "  " * indent
+        if isinstance(value, dict):
+            lines += [f"{pad}{key}", *_lines(value, indent + 1)]
         else:
-            shown = ", ".join(map(str, entry)) if isinstance(entry, (list, tuple)) else entry
-            shown = (
-                {True: "yes", False: "no", None: "none"}.get(shown, shown)
-                if not isinstance(shown, int) or isinstance(shown, bool)
-                else shown
-            )
-            lines.append(f"{pad}{key}: {shown}")
+            lines.append(f"{pad}{key}: {_shown(value)}")
     return lines
 
 
 def report() -> str:
     """``collect()`` as text, one fact a line."""
-    return "\n".join(_lines(collect(), 0))
+    facts = collect()
+    facts["devices"] = {
+        device["name"]: device["description"] + ("" if device["kernels"] else " (this build has no kernels for it)")
+        for device in facts["devices"]
+    }
+    return "\n".join(_lines(facts, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -431,7 +430,7 @@ class SparseLinear(nn.Module):
         assign = local_metadata.get("assign_to_params_buffers", False)
         problem = self._problem_of(state_dict, prefix, strict, assign)
         if problem is not None:
-            error_msgs.append(f"{prefix or 'SparseLinear'}: {problem}; the layer was left as it was.")
+            error_msgs.append(f"{prefix[:-1] or 'SparseLinear'}: {problem}; the layer was left as it was.")
             own = dict(self.named_parameters()) | dict(self.named_buffers())
             for name in own:  # the norm is loaded after this: let it find what it has
                 if name.startswith("norm.") and prefix + name in state_dict:

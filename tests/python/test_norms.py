@@ -1,0 +1,212 @@
+"""The norms: their names, where the excitability starts, who shares it, and that the formula can be undone."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+import dendnorm
+from dendnorm import SparseLinear, norms
+from dendnorm.functional import effective_weight
+
+# name -> (a, b, p or None where it plays no part, variable); "Notation" of the paper's table
+TABLE = {
+    "none": (0, 0, None, False),
+    "l0": (1, 0, None, False),
+    "l0-variable": (1, 0, None, True),
+    "lp:1": (0, 1, 1, False),
+    "lp:2": (0, 1, 2, False),
+    "lp:3.7": (0, 1, 3.7, False),
+    "lp-variable:2": (0, 1, 2, True),
+    "lp-variable:5": (0, 1, 5, True),
+    "weight_norm": (0, 1, 2, True),
+    "joint": (1, 1, 2, True),
+}
+every_name = pytest.mark.parametrize("name", TABLE)
+
+
+@every_name
+def test_string_forms_mean_what_the_paper_says_and_come_back(name):
+    norm = norms.resolve(name)
+    a, b, p, variable = TABLE[name]
+    assert (norm.a, norm.b, norm.variable) == (a, b, variable)
+    assert p is None or norm.p == p
+    assert norm.name == name
+    assert norm.excitability is None
+    assert copy.deepcopy(norm).name == name
+
+
+def test_factories_equal_the_strings():
+    made = {
+        "none": norms.none(),
+        "l0": norms.l0(),
+        "l0-variable": norms.l0(variable=True),
+        "lp:1": norms.lp(1),
+        "lp:2": norms.lp(2),
+        "lp:3.7": norms.lp(3.7),
+        "lp-variable:2": norms.lp(2, variable=True),
+        "lp-variable:5": norms.lp(5, variable=True),
+        "weight_norm": norms.weight_norm(),
+        "joint": norms.joint(),
+    }
+    for name, norm in made.items():
+        assert norm.name == name
+        assert repr(norm) == f"Norm({name})"
+    assert norms.resolve(None).name == "none"
+    assert norms.resolve(made["l0"]) is made["l0"]
+    assert repr(norms.Norm(0.5, -1, 3, variable=True, s=2)) == "Norm(a=0.5, b=-1, p=3, variable=True, s=2)"
+
+
+def moment(p: float) -> float:
+    """E|z|^p of a standard normal by quadrature, not by the gamma function."""
+    z = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    return float((z.abs() ** p * torch.exp(-(z**2) / 2)).sum() * (80 / 400_000) / math.sqrt(2 * math.pi))
+
+
+@pytest.mark.parametrize("abp", [(1, 0, 2), (0, 1, 1), (0, 1, 2), (0, 1, 3.7), (1, 1, 2), (0.5, 0.5, 2.5)])
+@pytest.mark.parametrize("gain", [1.0, 1.7])
+def test_the_start_is_gain_times_the_typical_norm_over_root_n(abp, gain):
+    a, b, p = abp
+    layer = SparseLinear(50, 20, nnz=240, norm=norms.Norm(a, b, p, gain=gain), seed=0, dtype=torch.float64)
+    n = 12.0
+    expected = gain * n**a * (n * moment(p)) ** (b / p) / math.sqrt(n)
+    assert layer.norm.excitability.item() == pytest.approx(expected, rel=1e-7)
+    assert layer.norm.excitability.shape == ()
+
+
+def test_the_start_of_l0_is_the_root_of_the_mean_in_degree():
+    layer = SparseLinear(784, 100, density=0.2, seed=0)
+    assert layer.norm.excitability.item() == pytest.approx(math.sqrt(156.8), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name != "none"])
+def test_a_fresh_layer_keeps_the_variance_of_its_input(name):
+    torch.manual_seed(1)
+    layer = SparseLinear(400, 300, density=0.3, norm=name, seed=1)
+    variance = layer(torch.randn(500, 400)).var().item()
+    assert variance == pytest.approx(1.0, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "norm", [norms.l0(s=25.0), norms.lp(3, s=25.0), norms.joint(s=25.0), norms.Norm(0, 0, s=25.0), norms.l0(True, s=25)]
+)
+def test_s_fixes_the_start(norm):
+    layer = SparseLinear(40, 30, density=0.3, norm=norm)
+    assert torch.equal(norm.excitability, torch.full((30,) if norm.variable else (), 25.0))
+    assert layer.norm is norm
+    with torch.no_grad():
+        norm.excitability.add_(1.0)
+    layer.reset_parameters()
+    assert norm.excitability.flatten()[0] == 25.0
+
+
+@pytest.mark.parametrize("nnz", [0, 1])
+@every_name
+def test_a_layer_of_few_connections_starts_finite(name, nnz):
+    layer = SparseLinear(5, 4, nnz=nnz, norm=name, seed=0)
+    assert all(torch.isfinite(parameter).all() for parameter in layer.parameters())
+    assert torch.isfinite(layer(torch.ones(2, 5))).all()
+
+
+def test_one_object_is_one_parameter_of_many_layers():
+    norm = norms.l0()
+    model = torch.nn.Sequential(
+        SparseLinear(9, 8, density=0.5, norm=norm), torch.nn.ReLU(), SparseLinear(8, 7, density=0.9, norm=norm)
+    )
+    e = norm.excitability
+    assert sum(parameter is e for parameter in model.parameters()) == 1
+    assert e.item() == pytest.approx(math.sqrt(36 / 8))  # of the first layer
+    for twin in (copy.deepcopy(model), model.double()):
+        assert twin[0].norm is twin[2].norm
+        assert twin[0].norm.excitability is twin[2].norm.excitability
+    assert norm.excitability.dtype == torch.float64
+    strings = [SparseLinear(9, 8, density=0.5, norm="l0") for _ in range(2)]
+    assert strings[0].norm is not strings[1].norm
+
+
+def test_a_second_layer_does_not_move_a_trained_excitability():
+    norm = norms.l0()
+    SparseLinear(9, 8, density=0.5, norm=norm)
+    with torch.no_grad():
+        norm.excitability.fill_(3.0)
+    SparseLinear(9, 8, density=0.5, norm=norm)
+    SparseLinear.from_dense(torch.nn.Linear(9, 8), norm=norm)
+    assert norm.excitability.item() == 3.0
+
+
+FAMILY = {
+    **{name: name for name in TABLE if not name.startswith("lp:")},
+    "family": norms.Norm(0.5, 0.5, 2.5),
+    "family-variable": norms.Norm(0.5, 0.5, 2.5, variable=True),
+    "family-s": norms.Norm(0.5, 0.5, 2.5, s=-2.0),
+    "b of 2": norms.Norm(0, 2, 3),
+    "l0-s": norms.l0(s=25.0),
+    "l0-variable-s": norms.l0(True, s=-25.0),
+    "joint-s": norms.joint(s=25.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1.0, 1e-15, 1e15])
+@pytest.mark.parametrize("name", FAMILY)
+def test_from_dense_gives_the_same_effective_weights(name, scale, dtype):
+    linear = torch.nn.Linear(11, 7, dtype=dtype)
+    with torch.no_grad():
+        linear.weight.mul_(scale).mul_(torch.rand(7, 1, dtype=dtype) + 0.1)
+        linear.weight[2] = 0.0  # a row that keeps nothing
+        linear.weight[torch.rand(7, 11) < 0.5] = 0.0
+    layer = SparseLinear.from_dense(linear, norm=copy.deepcopy(FAMILY[name]))
+    back = layer.to_dense()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(back.weight, linear.weight, rtol=tolerance, atol=0)
+    assert layer.nnz == int((linear.weight != 0).sum())
+    if layer.norm.s is None and name not in ("none",) and name != "b of 2":
+        assert layer.weight.square().mean().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_from_dense_with_one_excitability_for_lp_needs_rows_of_one_length():
+    linear = torch.nn.Linear(6, 4)
+    with torch.no_grad():
+        linear.weight.div_(linear.weight.norm(dim=1, keepdim=True)).mul_(3.0)
+    layer = SparseLinear.from_dense(linear, norm="lp:2")
+    assert layer.norm.excitability.item() == pytest.approx(3.0)
+    torch.testing.assert_close(layer.to_dense().weight, linear.weight, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", ["lp:2", "weight_norm", "joint", "l0"])
+def test_stored_zeros_stay_connections_that_give_zero(name):
+    crow, col = torch.tensor([0, 2, 4]), torch.tensor([0, 1, 0, 2])
+    layer = SparseLinear.from_csr(crow, col, torch.tensor([0.0, 0.0, 3.0, 4.0]), shape=(2, 3), norm=name)
+    assert layer.nnz == 4
+    expected = torch.tensor([[0.0, 0.0, 0.0], [3.0, 0.0, 4.0]])
+    torch.testing.assert_close(layer.to_dense().weight.detach(), expected)
+    layer(torch.ones(1, 3)).sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in layer.parameters())
+
+
+def test_functional_takes_the_excitability_of_the_norm_object_unless_given():
+    layer = SparseLinear(9, 8, density=0.5, norm="l0", seed=0)
+    norm, weight, pattern = layer.norm, layer.weight, layer.pattern
+    own = effective_weight(weight, pattern, norm)
+    torch.testing.assert_close(own, layer.effective_weight())
+    one = effective_weight(weight, pattern, "l0")
+    torch.testing.assert_close(own, one * norm.excitability)
+    torch.testing.assert_close(effective_weight(weight, pattern, norm, torch.tensor(2.0)), 2 * one)
+    x = torch.randn(3, 9)
+    got = dendnorm.functional.sparse_linear(x, weight, pattern, layer.bias, norm)
+    torch.testing.assert_close(got, layer(x))
+
+
+def test_param_groups_decay_values_and_matrices_alone():
+    model = torch.nn.Sequential(
+        SparseLinear(9, 8, density=0.5, norm="joint"), torch.nn.LayerNorm(8), torch.nn.Linear(8, 2)
+    )
+    decays, stays = dendnorm.param_groups(model, weight_decay=1e-4)
+    assert [id(p) for p in decays["params"]] == [id(model[0].weight), id(model[2].weight)]
+    others = [model[0].bias, model[0].norm.excitability, *model[1].parameters(), model[2].bias]
+    assert {id(p) for p in stays["params"]} == {id(p) for p in others}
+    assert (decays["weight_decay"], stays["weight_decay"]) == (1e-4, 0.0)
+    torch.optim.AdamW([decays, stays], lr=0.1)
