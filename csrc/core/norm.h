@@ -1,0 +1,89 @@
+// The family of normalisations, once for every device:
+//
+//   w_i = (e_i / D_i) v_i,   D_i = n_i^a ||v_i||_p^b
+//   dC/dv_i = (e_i / D_i) (G_i - b pull_i sign(u_i) |u_i|^(p-1)),   u_i = v_i / ||v_i||_p,   pull_i = sum_j G_ij u_ij
+//   dC/de_i = n_i^-a ||v_i||_p^(1-b) pull_i
+//
+// n_i counts the connections that exist, whatever their values. The unit vector u takes the place of the paper's
+// dot / ||v||^p * v^(p-1), which over- and underflows for large p. A row without connections, and with b != 0 a row of
+// zeros, has w = 0 and passes no gradient: there the map v -> w has no derivative.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "core/macros.h"
+
+namespace dendnorm {
+
+struct Norm {
+  double a = 0;
+  double b = 0;
+  double p = 2;
+};
+
+// x^y for x >= 0, without the cost of pow for the exponents that everybody uses.
+DENDNORM_HD inline double power(double x, double y) {
+  if (y == 0) return 1;
+  if (y == 1) return x;
+  if (y == 2) return x * x;
+  if (y == -1) return 1 / x;
+  if (y == 0.5) return std::sqrt(x);
+  return std::pow(x, y);
+}
+
+// sign(u) |u|^q with sign(0) = 0, also for q = 0.
+DENDNORM_HD inline double signed_power(double u, double q) {
+  if (q == 1) return u;
+  return u == 0 ? 0.0 : std::copysign(power(std::fabs(u), q), u);
+}
+
+// ||v||_p of the n values get(0), ..., get(n - 1). One pass; a second one, with the largest taken out, only when the
+// sum of powers left the range in which a term that underflowed cannot matter.
+template <class Get>
+DENDNORM_HD double length(std::int64_t n, double p, Get get) {
+  double sum = 0;
+  for (std::int64_t k = 0; k < n; ++k) sum += power(std::fabs(get(k)), p);
+  if (!(sum <= 1e-200 || sum >= 1e290)) return power(sum, 1 / p);  // a NaN, too
+  double largest = 0;
+  for (std::int64_t k = 0; k < n; ++k) {
+    const double size = std::fabs(get(k));
+    if (size > largest) largest = size;
+  }
+  if (largest == 0 || std::isinf(largest)) return largest;
+  sum = 0;
+  for (std::int64_t k = 0; k < n; ++k) sum += power(std::fabs(get(k)) / largest, p);
+  return largest * power(sum, 1 / p);
+}
+
+// What the rule needs to know of one row.
+struct Row {
+  double length = 1;     // ||v||_p; 1 where b = 0, for nobody asks
+  double inverse_d = 0;  // 1 / D; 0 where the row is dead
+};
+
+template <class Get>
+DENDNORM_HD Row measure_row(const Norm& norm, std::int64_t n, Get get) {
+  Row row;
+  if (n == 0) return row;
+  double d = power(static_cast<double>(n), norm.a);
+  if (norm.b != 0) {
+    row.length = length(n, norm.p, get);
+    if (row.length == 0) return row;
+    d *= power(row.length, norm.b);
+  }
+  row.inverse_d = 1 / d;
+  return row;
+}
+
+// The part of dC/dv_k that G_k does not hold, for v_k in a row with this pull.
+DENDNORM_HD inline double pulled(const Norm& norm, const Row& row, double v, double pull) {
+  return norm.b * pull * signed_power(v / row.length, norm.p - 1);
+}
+
+// dC/de_i from the pull (b != 0) or, where b = 0, from sum_j G_ij v_ij in its place.
+DENDNORM_HD inline double excitability_gradient(const Row& row, double pull) {
+  return row.inverse_d * row.length * pull;
+}
+
+}  // namespace dendnorm

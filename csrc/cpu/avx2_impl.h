@@ -1,0 +1,152 @@
+// 256- and 128-bit vectors and the 8 x 8 transpose, for kernels_avx2.cpp and kernels_avx512.cpp. Internal linkage, for
+// the reason given in kernels_impl.h.
+
+namespace {
+
+struct F4 {
+  using Scalar = float;
+  using V = __m128;
+  static constexpr int kLanes = 4;
+  static V load(const float* p) { return _mm_load_ps(p); }
+  static void store(float* p, V x) { _mm_store_ps(p, x); }
+  static V zero() { return _mm_setzero_ps(); }
+  static V set1(float x) { return _mm_set1_ps(x); }
+  static V mul(V x, V y) { return _mm_mul_ps(x, y); }
+  static V add(V x, V y) { return _mm_add_ps(x, y); }
+  static V fma(V x, V y, V z) { return _mm_fmadd_ps(x, y, z); }
+  static float sum(V x) {
+    const V pairs = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
+  }
+  static V sums4(const V* p) {
+    const V a = _mm_add_ps(_mm_unpacklo_ps(p[0], p[1]), _mm_unpackhi_ps(p[0], p[1]));
+    const V b = _mm_add_ps(_mm_unpacklo_ps(p[2], p[3]), _mm_unpackhi_ps(p[2], p[3]));
+    return _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
+  }
+  static void reduce4(const V* p, float* out, bool add) {
+    const V s = sums4(p);
+    _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), s) : s);
+  }
+  static void reduce8(const V* p, float* out, bool add) {
+    reduce4(p, out, add);
+    reduce4(p + 4, out + 4, add);
+  }
+};
+
+struct F8 {
+  using Scalar = float;
+  using V = __m256;
+  static constexpr int kLanes = 8;
+  static V load(const float* p) { return _mm256_load_ps(p); }
+  static void store(float* p, V x) { _mm256_store_ps(p, x); }
+  static V zero() { return _mm256_setzero_ps(); }
+  static V set1(float x) { return _mm256_set1_ps(x); }
+  static V mul(V x, V y) { return _mm256_mul_ps(x, y); }
+  static V add(V x, V y) { return _mm256_add_ps(x, y); }
+  static V fma(V x, V y, V z) { return _mm256_fmadd_ps(x, y, z); }
+  static __m128 halves(V x) { return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); }
+  static float sum(V x) { return F4::sum(halves(x)); }
+  // Of four vectors: their sums within each 128-bit half.
+  static V sums4(const V* p) {
+    const V a = _mm256_add_ps(_mm256_unpacklo_ps(p[0], p[1]), _mm256_unpackhi_ps(p[0], p[1]));
+    const V b = _mm256_add_ps(_mm256_unpacklo_ps(p[2], p[3]), _mm256_unpackhi_ps(p[2], p[3]));
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+  }
+  static void reduce4(const V* p, float* out, bool add) {
+    const __m128 s = halves(sums4(p));
+    _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), s) : s);
+  }
+  static void reduce8(const V* p, float* out, bool add) {
+    const V a = sums4(p), b = sums4(p + 4);
+    const V s = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), s) : s);
+  }
+};
+
+struct D4 {
+  using Scalar = double;
+  using V = __m256d;
+  static constexpr int kLanes = 4;
+  static V load(const double* p) { return _mm256_load_pd(p); }
+  static void store(double* p, V x) { _mm256_store_pd(p, x); }
+  static V zero() { return _mm256_setzero_pd(); }
+  static V set1(double x) { return _mm256_set1_pd(x); }
+  static V mul(V x, V y) { return _mm256_mul_pd(x, y); }
+  static V add(V x, V y) { return _mm256_add_pd(x, y); }
+  static V fma(V x, V y, V z) { return _mm256_fmadd_pd(x, y, z); }
+  static double sum(V x) {
+    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+  }
+  static void reduce4(const V* p, double* out, bool add) {
+    const V a = _mm256_hadd_pd(p[0], p[1]), b = _mm256_hadd_pd(p[2], p[3]);
+    const V s = _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
+    _mm256_storeu_pd(out, add ? _mm256_add_pd(_mm256_loadu_pd(out), s) : s);
+  }
+  static void reduce8(const V* p, double* out, bool add) {
+    reduce4(p, out, add);
+    reduce4(p + 4, out + 4, add);
+  }
+};
+
+template <class T>
+struct Square;
+
+template <>
+struct Square<float> {
+  static constexpr int kSide = 8;
+  using Row = __m256;
+  static Row zero() { return _mm256_setzero_ps(); }
+  static Row load(const float* p) { return _mm256_loadu_ps(p); }
+  static Row load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  static Row load(const BFloat16* p) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+  }
+  static void store(float* p, Row x) { _mm256_storeu_ps(p, x); }
+  static void store(Float16* p, Row x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  static void store(BFloat16* p, Row x) {
+    alignas(32) float values[8];
+    _mm256_store_ps(values, x);
+    for (int i = 0; i < 8; ++i) p[i] = from_float<BFloat16>(values[i]);
+  }
+  static void transpose(Row* r) {
+    const Row a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
+    const Row a2 = _mm256_unpacklo_ps(r[2], r[3]), a3 = _mm256_unpackhi_ps(r[2], r[3]);
+    const Row a4 = _mm256_unpacklo_ps(r[4], r[5]), a5 = _mm256_unpackhi_ps(r[4], r[5]);
+    const Row a6 = _mm256_unpacklo_ps(r[6], r[7]), a7 = _mm256_unpackhi_ps(r[6], r[7]);
+    const Row b0 = _mm256_shuffle_ps(a0, a2, 0x44), b1 = _mm256_shuffle_ps(a0, a2, 0xee);
+    const Row b2 = _mm256_shuffle_ps(a1, a3, 0x44), b3 = _mm256_shuffle_ps(a1, a3, 0xee);
+    const Row b4 = _mm256_shuffle_ps(a4, a6, 0x44), b5 = _mm256_shuffle_ps(a4, a6, 0xee);
+    const Row b6 = _mm256_shuffle_ps(a5, a7, 0x44), b7 = _mm256_shuffle_ps(a5, a7, 0xee);
+    r[0] = _mm256_permute2f128_ps(b0, b4, 0x20);
+    r[1] = _mm256_permute2f128_ps(b1, b5, 0x20);
+    r[2] = _mm256_permute2f128_ps(b2, b6, 0x20);
+    r[3] = _mm256_permute2f128_ps(b3, b7, 0x20);
+    r[4] = _mm256_permute2f128_ps(b0, b4, 0x31);
+    r[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
+    r[6] = _mm256_permute2f128_ps(b2, b6, 0x31);
+    r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
+  }
+};
+
+template <>
+struct Square<double> {
+  static constexpr int kSide = 4;
+  using Row = __m256d;
+  static Row zero() { return _mm256_setzero_pd(); }
+  static Row load(const double* p) { return _mm256_loadu_pd(p); }
+  static void store(double* p, Row x) { _mm256_storeu_pd(p, x); }
+  static void transpose(Row* r) {
+    const Row a0 = _mm256_unpacklo_pd(r[0], r[1]), a1 = _mm256_unpackhi_pd(r[0], r[1]);
+    const Row a2 = _mm256_unpacklo_pd(r[2], r[3]), a3 = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(a0, a2, 0x20);
+    r[1] = _mm256_permute2f128_pd(a1, a3, 0x20);
+    r[2] = _mm256_permute2f128_pd(a0, a2, 0x31);
+    r[3] = _mm256_permute2f128_pd(a1, a3, 0x31);
+  }
+};
+
+}  // namespace

@@ -1,0 +1,62 @@
+#include "cpu/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+namespace dendnorm::cpu {
+namespace {
+
+Capability best_of_this_processor() {
+#ifdef DENDNORM_X86
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+    return Capability::kDefault;
+  }
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  return wide ? Capability::kAvx512 : Capability::kAvx2;
+#else
+  return Capability::kDefault;
+#endif
+}
+
+Capability choose() {
+  const Capability best = best_of_this_processor();
+  const char* asked = std::getenv("DENDNORM_CPU_CAPABILITY");
+  if (asked == nullptr || *asked == '\0') asked = std::getenv("ATEN_CPU_CAPABILITY");
+  if (asked == nullptr) return best;
+  Capability wanted = best;
+  if (std::strcmp(asked, "default") == 0) wanted = Capability::kDefault;
+  if (std::strcmp(asked, "avx2") == 0) wanted = Capability::kAvx2;
+  return wanted < best ? wanted : best;
+}
+
+}  // namespace
+
+Capability chosen_capability() {
+  static const Capability chosen = choose();
+  return chosen;
+}
+
+const char* capability() {
+  switch (chosen_capability()) {
+    case Capability::kAvx512: return "avx512";
+    case Capability::kAvx2: return "avx2";
+    default: return "default";
+  }
+}
+
+const Kernels& kernels() {
+#ifdef DENDNORM_X86
+  switch (chosen_capability()) {
+    case Capability::kAvx512: return kernels_avx512();
+    case Capability::kAvx2: return kernels_avx2();
+    default: break;
+  }
+#endif
+  return kernels_generic();
+}
+
+}  // namespace dendnorm::cpu

@@ -1,0 +1,14 @@
+// Which instruction set the kernels use: the best that this processor has, or what the environment lowers it to.
+#pragma once
+
+namespace dendnorm::cpu {
+
+enum class Capability { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
+
+// Chosen once. DENDNORM_CPU_CAPABILITY, or else ATEN_CPU_CAPABILITY, set to default, avx2 or avx512 lowers it.
+Capability chosen_capability();
+
+// "default", "avx2" or "avx512".
+const char* capability();
+
+}  // namespace dendnorm::cpu

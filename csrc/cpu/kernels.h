@@ -1,0 +1,92 @@
+// The products of a sparse layer on the CPU: pointers and sizes, no Torch.
+//
+// Notation: B samples, N inputs, M outputs. A layer's values v lie in the order of its column view (grouped by input).
+// The batch is the vector dimension: activations are packed into slabs P[tile][neuron][width], one tile for up to 64
+// samples, so that one connection costs one aligned run of loads. No sum is split between threads, and nothing that
+// is chosen depends on their number, so the bits do not either.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/parallel.h"
+
+namespace dendnorm::cpu {
+
+enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// A (samples, neurons) matrix. Batch-major: neurons are adjacent and `stride` is between samples. Feature-major:
+// samples are adjacent and `stride` is between neurons.
+struct Activations {
+  void* data = nullptr;
+  std::int64_t stride = 0;
+  bool feature_major = false;
+  Type type = Type::kFloat32;
+};
+
+// One compressed view of the pattern.
+struct View {
+  const std::int32_t* start = nullptr;  // (segments + 1,)
+  const std::int32_t* index = nullptr;  // (nnz,)
+  const std::int32_t* perm = nullptr;   // (nnz,) where the values of a row view lie in column order
+};
+
+// Factors of the rows: w = (first * second) v. `second` is null unless one float32 cannot hold the factor.
+template <class T>
+struct Factors {
+  const T* first = nullptr;  // null: 1
+  const T* second = nullptr;
+};
+
+// Y = X W^T + bias over the row view.
+template <class T>
+struct Forward {
+  std::int64_t samples, inputs, outputs, connections;
+  Activations x, y;
+  View rows;
+  const T* values;
+  Factors<T> factors;
+  const T* bias;         // null: none
+  std::byte* workspace;  // forward_workspace bytes, aligned to 64
+  Threads threads;
+};
+
+// One pass over the column view: dX = dY W and G_k = sum over the batch of dY[., row_k] X[., col_k].
+template <class T>
+struct Columns {
+  std::int64_t samples, inputs, outputs, connections;
+  Activations dy;
+  Activations x;      // read where `gradient` is wanted
+  Activations dx;     // data null: not wanted
+  View columns;
+  const T* values;    // read where dx is wanted
+  Factors<T> factors;
+  T* gradient;        // (nnz,), null: not wanted
+  bool finish;        // multiply G by the factor of its row, which makes it dV where b = 0
+  const double* dot_weights;  // (M,), null: not wanted
+  double* dots;               // (N,): sum over column j of dot_weights[row] G v, before `finish`
+  T* bias_gradient;   // (M,), null: not wanted
+  std::byte* workspace;  // columns_workspace bytes, aligned to 64
+  Threads threads;
+};
+
+// What an instruction set offers.
+struct Kernels {
+  void (*forward_f32)(const Forward<float>&);
+  void (*forward_f64)(const Forward<double>&);
+  void (*columns_f32)(const Columns<float>&);
+  void (*columns_f64)(const Columns<double>&);
+  std::size_t (*forward_workspace_f32)(const Forward<float>&);
+  std::size_t (*forward_workspace_f64)(const Forward<double>&);
+  std::size_t (*columns_workspace_f32)(const Columns<float>&);
+  std::size_t (*columns_workspace_f64)(const Columns<double>&);
+};
+
+const Kernels& kernels_generic();
+const Kernels& kernels_avx2();
+const Kernels& kernels_avx512();
+
+// The set chosen for this processor.
+const Kernels& kernels();
+
+}  // namespace dendnorm::cpu
