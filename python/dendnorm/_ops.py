@@ -71,7 +71,8 @@ def _for_each_slice(op: Any, info: Any, in_dims: tuple, args: tuple) -> tuple[An
             return value
         if info.batch_size == 0:  # no slice to take; the op still says which shapes come out
             return value.new_zeros([size for d, size in enumerate(value.shape) if d != dim % value.dim()])
-        return value.select(dim, index)
+        part = value.select(dim, index)
+        return part if part.is_floating_point() else part.contiguous()  # as the ops want a pattern
 
     dims = [dim if isinstance(value, torch.Tensor) else None for value, dim in zip(args, in_dims, strict=True)]
     slices = [

@@ -280,17 +280,18 @@ class SparseLinear(nn.Module):
         return cls._of(pattern, effective, bias, norm)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        norm = self.norm
+        # Module attributes are slow to look up, and a small layer's call is mostly that: the buffers at once.
+        norm, buffers = self.norm, self._buffers
         return _ops.sparse_linear(
             input,
             self.weight,
             self.bias,
             norm.excitability,
-            self.ccol_indices,
-            self.row_indices,
-            self.crow_indices,
-            self.col_indices,
-            self.perm,
+            buffers["ccol_indices"],
+            buffers["row_indices"],
+            buffers["crow_indices"],
+            buffers["col_indices"],
+            buffers["perm"],
             norm.a,
             norm.b,
             norm.p,
