@@ -1,0 +1,118 @@
+#include "ops/pattern.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <tuple>
+
+#include "core/pattern.h"
+
+namespace dendnorm::ops {
+namespace {
+
+using at::Tensor;
+
+void check_index_tensor(const char* op, std::string_view name, const Tensor& tensor) {
+  TORCH_CHECK(tensor.scalar_type() == at::kInt, "dendnorm::", op, ": ", name, " must have dtype int32, got ",
+              tensor.scalar_type());
+  TORCH_CHECK(tensor.dim() == 1, "dendnorm::", op, ": ", name, " must be one-dimensional, got shape ",
+              tensor.sym_sizes());
+}
+
+void check_pattern_cpu(const Tensor& compressed, const Tensor& indices, std::int64_t size,
+                       std::string_view compressed_name, std::string_view indices_name) {
+  const PatternNames names{compressed_name, indices_name};
+  check_pattern_tensors("check_pattern", compressed, indices, size, "size", names);
+  check_pattern_content("check_pattern", compressed.contiguous(), indices.contiguous(), size, names);
+}
+
+void check_pattern_meta(const Tensor& compressed, const Tensor& indices, std::int64_t size,
+                        std::string_view compressed_name, std::string_view indices_name) {
+  check_pattern_tensors("check_pattern", compressed, indices, size, "size", {compressed_name, indices_name});
+}
+
+constexpr PatternNames kNames{"compressed", "indices"};
+
+std::tuple<Tensor, Tensor, Tensor> empty_transpose(const Tensor& indices, std::int64_t size) {
+  const auto nnz = indices.sym_size(0);
+  return {at::empty({size + 1}, indices.options()), at::empty_symint({nnz}, indices.options()),
+          at::empty_symint({nnz}, indices.options())};
+}
+
+std::tuple<Tensor, Tensor, Tensor> transpose_pattern_cpu(const Tensor& compressed, const Tensor& indices,
+                                                         std::int64_t size) {
+  const char* op = "transpose_pattern";
+  check_pattern_tensors(op, compressed, indices, size, "size", kNames);
+  const Tensor from = compressed.contiguous(), entries = indices.contiguous();
+  check_pattern_content(op, from, entries, size, kNames);
+  auto result = empty_transpose(indices, size);
+  transpose_pattern(from.const_data_ptr<std::int32_t>(), from.numel() - 1, entries.const_data_ptr<std::int32_t>(), size,
+                    std::get<0>(result).mutable_data_ptr<std::int32_t>(),
+                    std::get<1>(result).mutable_data_ptr<std::int32_t>(),
+                    std::get<2>(result).mutable_data_ptr<std::int32_t>());
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> transpose_pattern_meta(const Tensor& compressed, const Tensor& indices,
+                                                          std::int64_t size) {
+  check_pattern_tensors("transpose_pattern", compressed, indices, size, "size", kNames);
+  return empty_transpose(indices, size);
+}
+
+}  // namespace
+
+void check_pattern_tensors(const char* op, const Tensor& compressed, const Tensor& indices, std::int64_t size,
+                           const char* size_name, PatternNames names) {
+  TORCH_CHECK(0 <= size && size < kMaxIndex, "dendnorm::", op, ": ", size_name, " must be in [0, ", kMaxIndex,
+              "), got ", size);
+  check_index_tensor(op, names.compressed, compressed);
+  check_index_tensor(op, names.indices, indices);
+  TORCH_CHECK(compressed.device() == indices.device(), "dendnorm::", op, ": ", names.indices,
+              " must be on the device of ", names.compressed, ", ", compressed.device(), ", got ", indices.device());
+  TORCH_CHECK(compressed.sym_size(0) >= 1, "dendnorm::", op, ": ", names.compressed,
+              " must have at least one entry, got none");
+  TORCH_CHECK(compressed.sym_size(0) <= kMaxIndex, "dendnorm::", op, ": ", names.compressed, " must have at most ",
+              kMaxIndex, " entries, got ", compressed.sym_size(0));
+  TORCH_CHECK(indices.sym_size(0) <= kMaxIndex, "dendnorm::", op, ": ", names.indices, " must have at most ", kMaxIndex,
+              " entries, got ", indices.sym_size(0));
+}
+
+void check_pattern_content(const char* op, const Tensor& compressed, const Tensor& indices, std::int64_t size,
+                           PatternNames names) {
+  const auto* pointers = compressed.const_data_ptr<std::int32_t>();
+  const auto* entries = indices.const_data_ptr<std::int32_t>();
+  const std::int64_t nnz = indices.numel();
+  const auto [fault, at] = check_pattern(pointers, compressed.numel() - 1, entries, nnz, size);
+  switch (fault) {
+    case PatternFault::kNone:
+      return;
+    case PatternFault::kStart:
+      TORCH_CHECK(false, "dendnorm::", op, ": ", names.compressed, " must start with 0, got ", pointers[0]);
+    case PatternFault::kFalling:
+      TORCH_CHECK(false, "dendnorm::", op, ": ", names.compressed, " must never fall, got ", pointers[at], " after ",
+                  pointers[at - 1], " at position ", at);
+    case PatternFault::kEnd:
+      TORCH_CHECK(false, "dendnorm::", op, ": ", names.compressed, " must end with ", nnz,
+                  ", the number of entries of ", names.indices, ", got ", pointers[at]);
+    case PatternFault::kRange:
+      TORCH_CHECK(false, "dendnorm::", op, ": ", names.indices, " must be in [0, ", size, "), got ", entries[at],
+                  " at position ", at);
+    case PatternFault::kOrder:
+      TORCH_CHECK(false, "dendnorm::", op, ": ", names.indices, " must be strictly ascending within each segment of ",
+                  names.compressed, ", got ", entries[at], " after ", entries[at - 1], " at position ", at);
+  }
+}
+
+TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
+  m.impl("check_pattern", check_pattern_cpu);
+  m.impl("transpose_pattern", transpose_pattern_cpu);
+}
+
+TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
+  m.impl("check_pattern", check_pattern_meta);
+  m.impl("transpose_pattern", transpose_pattern_meta);
+}
+
+}  // namespace dendnorm::ops
