@@ -1,0 +1,338 @@
+"""Rewiring: sparse evolutionary training (SET), in place, with the optimizer's state moving along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from . import _ops
+from .functional import Pattern, _transposed
+from .layers import SparseLinear
+
+__all__ = ["SET", "LayerReport", "RewireReport"]
+
+_replace_connections = torch.ops.dendnorm.replace_connections.default
+_carry_ = torch.ops.dendnorm.carry_.default
+
+Edges = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport:
+    """What one rewiring did to one layer.
+
+    Attributes:
+        name: the layer's name in the model.
+        k: how many connections went, and as many came.
+        removed, grown: output and input neuron of each: two int64 tensors (k,), in column order. A position may be in
+            both: one that was emptied is as likely to be taken again as any other.
+        nnz: number of connections of the layer, the same before and after.
+    """
+
+    name: str
+    k: int
+    removed: Edges
+    grown: Edges
+    nnz: int
+
+    def __repr__(self) -> str:
+        return f"LayerReport(name={self.name!r}, k={self.k}, nnz={self.nnz})"
+
+
+@dataclass(frozen=True, eq=False)
+class RewireReport(Sequence):
+    """What one rewiring did: a sequence of ``LayerReport``, in the order of the layers.
+
+    Attributes:
+        step: the number of this rewiring, from 1.
+        layers: the reports.
+    """
+
+    step: int
+    layers: tuple[LayerReport, ...]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        return iter(self.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerReport: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[LayerReport, ...]: ...
+    def __getitem__(self, index):
+        return self.layers[index]
+
+    def __str__(self) -> str:
+        lines = [f"{layer.name or 'layer'}: {layer.k} of {layer.nnz} connections replaced" for layer in self.layers]
+        return "\n".join([f"rewiring {self.step}", *(f"  {line}" for line in lines)])
+
+
+@dataclass(frozen=True)
+class _Rewiring:
+    """All that a rewiring will write to one weight, computed before anything is written."""
+
+    layers: list[SparseLinear]  # more than one where they share the weight
+    report: LayerReport
+    pattern: Pattern
+    source: torch.Tensor  # int32 (nnz,): where each connection was, -1 for the new ones
+    values: torch.Tensor  # (k,): v of the new ones
+    companions: list[torch.Tensor]  # the gradient and the optimizer's state, of the weight's shape
+
+    def write(self) -> None:
+        if self.report.k == 0:
+            return
+        for layer in self.layers:
+            layer._write(self.pattern)
+        _carry(self.layers[0].weight, self.source, self.values)
+        for tensor in self.companions:
+            _carry(tensor, self.source, tensor.new_zeros(()))
+
+
+def _carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor) -> None:
+    if _ops.has_kernel("carry_", values.device):
+        _carry_(values, source.to(values.device), fill.to(values.device))
+    else:
+        moved = values.cpu()
+        _carry_(moved, source.cpu(), fill.cpu())
+        values.copy_(moved)
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an optimizer's state, which may hold them in dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors_in(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+def _whole(name: str, value: object, lowest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not lowest <= value < 2**63:
+        raise ValueError(f"{name} must be in [{lowest}, 2^63), got {value}")
+    return value
+
+
+class SET:
+    """Sparse evolutionary training, as Bird and Cuntz use it: the weakest connections go, as many random ones come.
+
+    One ``step()`` excises, in every ``SparseLinear`` of the model, the k = round(zeta nnz) connections (half to even)
+    of the smallest effective weight |w| (of equals, the earlier in the layer's order), and then grows k, uniformly
+    at random among the positions that are empty after the excision, with values v from N(0, 1). Everything is written
+    in place: Parameter objects, storage and nnz stay. The gradient, and every tensor of the optimizer's state that has
+    the weight's shape, moves with the connections that stay and is 0 for new ones; state of other shapes (step counts,
+    flattened or factored statistics) is left alone.
+
+    What is drawn is a function of (seed, number of the step, number of the layer in ``model.named_modules()``) and the
+    pattern, on every device and every rank. A layer that the model holds twice is rewired once. So are layers that
+    share a weight: the first decides, and all must have the same pattern.
+
+    A step that fails leaves model and optimizer as they were: everything is computed before anything is written.
+
+    Variants override ``importance`` (what goes) or ``grow`` (what comes).
+
+    Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
+    inspired by network science", Nature Communications 9, 2018; the criterion as in A. D. Bird and H. Cuntz,
+    "Dendritic normalisation improves learning in sparsely connected artificial neural networks".
+
+    Args:
+        model: a module with at least one ``SparseLinear``; looked through again at every step.
+        optimizer: the one that trains it, of any kind. It must hold the weight of every sparse layer that needs a
+            gradient. None: no state is carried.
+        zeta: share of the connections that is replaced, in [0, 1]; may be assigned later.
+        seed: in [0, 2^63).
+        every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. None: only when
+            ``step()`` is called.
+
+    Attributes:
+        report: the latest ``RewireReport``, or None.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        zeta: float = 0.15,
+        seed: int = 0,
+        every: int | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
+        self.model, self.optimizer = model, optimizer
+        self.zeta = zeta
+        self.seed = _whole("seed", seed, 0)
+        self.every = None if every is None else _whole("every", every, 1)
+        self.report: RewireReport | None = None
+        self._steps = 0  # rewirings so far
+        self._calls = 0  # steps of the optimizer since the latest one
+        self._layers()
+        self._handle = None
+        if every is not None:
+            if not hasattr(optimizer, "register_step_post_hook"):
+                raise ValueError(f"optimizer must have step hooks where every={every} is given, got {optimizer!r}")
+            self._handle = optimizer.register_step_post_hook(self._after_optimizer_step)
+
+    @property
+    def zeta(self) -> float:
+        """Share of the connections that a step replaces."""
+        return self._zeta
+
+    @zeta.setter
+    def zeta(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"zeta must be a number, got {value!r}")
+        if not 0 <= value <= 1:  # refuses NaN, too
+            raise ValueError(f"zeta must be in [0, 1], got {value}")
+        self._zeta = float(value)
+
+    @torch.no_grad()
+    def step(self) -> RewireReport:
+        """Rewire every layer once.
+
+        Returns:
+            What went and what came, layer by layer.
+
+        Raises:
+            ValueError: an effective weight that is NaN, a layer on the meta device, an optimizer that does not hold a
+                layer's weight, or state that cannot be written in place. Names the layer; nothing has changed then.
+        """
+        number = self._steps + 1  # 0 is the draw of a fresh layer
+        planned = [self._plan(name, layers, number, index) for index, (name, layers) in enumerate(self._layers())]
+        for rewiring in planned:
+            rewiring.write()
+        self._steps, self._calls = number, 0
+        self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned))
+        return self.report
+
+    def importance(self, layer: SparseLinear) -> torch.Tensor:
+        """Of each connection, in the order of ``layer.weight``: (nnz,), floating; the least important ones go."""
+        return layer.effective_weight().detach().abs()
+
+    def grow(
+        self, layer: SparseLinear, ccol_indices: torch.Tensor, row_indices: torch.Tensor, k: int, step: int, index: int
+    ) -> torch.Tensor:
+        """Where connections come, given the pattern that is left, on the device of its tensors.
+
+        Args:
+            layer: still as it was before the excision.
+            ccol_indices, row_indices: the column view of what stays, int32.
+            k: how many are to come.
+            step, index: the number of this rewiring and that of the layer.
+
+        Returns:
+            Keys ``col * out_features + row`` of k distinct empty positions, ascending: int64 (k,).
+        """
+        return _ops.empty_positions(ccol_indices, row_indices, layer.out_features, k, self.seed, step, index)
+
+    def remove(self) -> None:
+        """Stop rewiring by itself (``every``)."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def state_dict(self) -> dict[str, int]:
+        """What decides the draws to come: the seed, and how many rewirings and optimizer steps there were."""
+        return {"seed": self.seed, "steps": self._steps, "calls": self._calls}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on where another left off. ``zeta`` and ``every`` stay as they are.
+
+        Raises:
+            TypeError, ValueError: not what ``state_dict`` gave; nothing has changed then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+        expected = ("seed", "steps", "calls")
+        if set(state_dict) != set(expected):
+            raise ValueError(f"state_dict must have the keys {list(expected)}, got {list(state_dict)}")
+        self.seed, self._steps, self._calls = (_whole(f"state_dict[{key!r}]", state_dict[key], 0) for key in expected)
+
+    def __repr__(self) -> str:
+        names = ", ".join(name or type(layers[0]).__name__ for name, layers in self._layers())
+        return f"{type(self).__name__}(zeta={self.zeta:g}, seed={self.seed}, every={self.every}, layers=[{names}])"
+
+    def _after_optimizer_step(self, *_: object) -> None:
+        self._calls += 1
+        if self._calls >= self.every:
+            self.step()
+
+    def _layers(self) -> list[tuple[str, list[SparseLinear]]]:
+        """The first name and the layers of each weight, in the order of ``named_modules``; checked."""
+        by_weight: dict[int, tuple[str, list[SparseLinear]]] = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, SparseLinear):
+                by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
+        if not by_weight:
+            raise ValueError(f"model must hold a SparseLinear to be rewired, got none in {type(self.model).__name__}")
+        if self.optimizer is not None:
+            held = {id(param) for group in self.optimizer.param_groups for param in group["params"]}
+            for weight, (name, layers) in by_weight.items():
+                if weight not in held and layers[0].weight.requires_grad:
+                    raise ValueError(
+                        f"optimizer must hold the weight of every layer that is rewired, got none for layer {name!r}:"
+                        " its state would be lost; give SET the part of the model that the optimizer trains"
+                    )
+        return list(by_weight.values())
+
+    def _plan(self, name: str, layers: list[SparseLinear], step: int, index: int) -> _Rewiring:
+        layer = layers[0]
+        device = layer.weight.device
+        if device.type == "meta":
+            raise ValueError(f"layer {name!r} must have values to be rewired, got one on the meta device")
+        for other in layers[1:]:
+            if not all(map(torch.equal, layer.pattern[:2], other.pattern[:2])):
+                raise ValueError(f"layers that share the weight of layer {name!r} must have its pattern, got another")
+        companions = self._companions(name, layer.weight)
+        k = round(self.zeta * layer.nnz)
+        # Where this build has no kernels for the device, the CPU draws the same.
+        home = device if _ops.has_kernel("weakest", device) else torch.device("cpu")
+        ccol, row = (indices.to(home) for indices in layer.pattern[:2])
+        importance = self.importance(layer).to(home)
+        try:
+            dropped = _ops.weakest(importance, k)
+        except RuntimeError as error:
+            raise ValueError(f"layer {name!r}: {str(error).partition(chr(10))[0]}") from None
+        kept = ~dropped
+        left = torch.cat([kept.new_zeros(1, dtype=torch.int32), kept.cumsum(0, dtype=torch.int32)])[ccol.long()]
+        keys = self.grow(layer, left, row[kept], k, step, index)
+        new_ccol, new_row, source = _replace_connections(ccol, row, layer.out_features, dropped, keys)
+        values = _ops.counter_normal(k, self.seed, step, index, dtype=layer.weight.dtype, device=home)
+        old_row, old_col = layer.edges()
+        gone = dropped.to(device)
+        grown = (keys % layer.out_features).to(device), (keys // layer.out_features).to(device)
+        report = LayerReport(name, k, (old_row[gone], old_col[gone]), grown, layer.nnz)
+        pattern = Pattern(new_ccol, new_row, *_transposed(new_ccol, new_row, layer.out_features))
+        return _Rewiring(layers, report, pattern, source, values, companions)
+
+    def _companions(self, name: str, weight: nn.Parameter) -> list[torch.Tensor]:
+        """The tensors that belong to the weight entry by entry, each once; all can be written in place."""
+        state = self.optimizer.state.get(weight, {}) if self.optimizer is not None else {}
+        found: dict[tuple, torch.Tensor] = {}
+        for tensor in [weight.grad, *_tensors_in(state)]:
+            if tensor is None or tensor.shape != weight.shape or tensor.numel() == 0:
+                continue
+            if tensor.layout != torch.strided or tensor.is_inference() or (tensor.stride(0) == 0 and len(tensor) > 1):
+                raise ValueError(
+                    f"layer {name!r}: optimizer state of the weight's shape must be dense and writable in place, got"
+                    f" layout {tensor.layout}, stride {tensor.stride() if tensor.layout == torch.strided else None},"
+                    f" inference tensor {tensor.is_inference()}"
+                )
+            if tensor.device.type != "meta":
+                found.setdefault((tensor.device, tensor.data_ptr(), tensor.stride(), tensor.dtype), tensor)
+        found.pop((weight.device, weight.data_ptr(), weight.stride(), weight.dtype), None)
+        return list(found.values())
