@@ -1,7 +1,7 @@
 #include "ops/pattern.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -16,7 +16,7 @@ using at::Tensor;
 
 void check_index_tensor(const char* op, std::string_view name, const Tensor& tensor) {
   TORCH_CHECK(tensor.scalar_type() == at::kInt, "dendnorm::", op, ": ", name, " must have dtype int32, got ",
-              tensor.scalar_type());
+              c10::getDtypeNames(tensor.scalar_type()).first);
   TORCH_CHECK(tensor.dim() == 1, "dendnorm::", op, ": ", name, " must be one-dimensional, got shape ",
               tensor.sym_sizes());
 }

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -33,8 +34,8 @@ void check_vector(const char* op, const char* name, const Tensor& tensor) {
 }
 
 void check_dtype(const char* op, const char* name, const Tensor& tensor, at::ScalarType expected) {
-  TORCH_CHECK(tensor.scalar_type() == expected, "dendnorm::", op, ": ", name, " must have dtype ", expected, ", got ",
-              tensor.scalar_type());
+  TORCH_CHECK(tensor.scalar_type() == expected, "dendnorm::", op, ": ", name, " must have dtype ",
+              c10::getDtypeNames(expected).first, ", got ", c10::getDtypeNames(tensor.scalar_type()).first);
 }
 
 void check_device(const char* op, const char* name, const Tensor& tensor, const char* like_name, const Tensor& like) {
@@ -47,7 +48,8 @@ void check_device(const char* op, const char* name, const Tensor& tensor, const 
 void check_score(const Tensor& score, std::int64_t k) {
   check_vector("weakest", "score", score);
   TORCH_CHECK(score.scalar_type() == at::kFloat || score.scalar_type() == at::kDouble,
-              "dendnorm::weakest: score must have dtype float32 or float64, got ", score.scalar_type());
+              "dendnorm::weakest: score must have dtype float32 or float64, got ",
+              c10::getDtypeNames(score.scalar_type()).first);
   TORCH_CHECK(k >= 0 && score.sym_size(0) >= k, "dendnorm::weakest: k must be in [0, nnz] = [0, ", score.sym_size(0),
               "], got ", k);
 }
@@ -176,7 +178,7 @@ Tensor counter_normal(std::int64_t n, std::int64_t seed, std::int64_t step, std:
   TORCH_CHECK(n >= 0, "dendnorm::counter_normal: n must be at least 0, got ", n);
   check_draw("counter_normal", seed, step, layer);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble,
-              "dendnorm::counter_normal: dtype must be float32 or float64, got ", dtype);
+              "dendnorm::counter_normal: dtype must be float32 or float64, got ", c10::getDtypeNames(dtype).first);
   const auto options = at::TensorOptions().dtype(dtype);
   if (device.is_meta()) return at::empty({n}, options.device(device));
   Tensor result = at::empty({n}, options.device(at::kCPU));
