@@ -1,0 +1,68 @@
+"""Drives the CMake build, which is the only one. Everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+def stop(reason: str) -> None:
+    raise SystemExit(f"dendnorm: {reason}")
+
+
+def find_tool(name: str) -> str:
+    """`name` beside this interpreter, as pip installs it, or on PATH."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        stop(f"the build needs {name}: run `pip install {name}` and try again")
+    return found
+
+
+def check_torch() -> None:
+    try:
+        import torch
+    except ImportError:
+        stop(
+            "the build needs the PyTorch that it will run with. Install it first (`pip install torch`), and then "
+            "dendnorm without an isolated build: `pip install --no-build-isolation .`"
+        )
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < (2, 11):
+        stop(f"needs PyTorch 2.11 or newer, found {torch.__version__}: run `pip install -U torch`")
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        check_torch()
+        if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
+            stop("the build needs a C++20 compiler, and found none: install g++ (Debian: `apt-get install g++`), or set CXX")
+        target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        build = Path(os.environ.get("DENDNORM_BUILD_DIR", Path(self.build_temp) / "cmake")).resolve()
+        cmake = find_tool("cmake")
+        configure = [
+            cmake,
+            f"-S{ROOT}",
+            f"-B{build}",
+            "-GNinja",
+            f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DDENDNORM_OUTPUT_DIR={target}",
+            f"-DDENDNORM_CUDA={os.environ.get('DENDNORM_CUDA', 'AUTO')}",
+            f"-DDENDNORM_BUILD_TESTS={os.environ.get('DENDNORM_BUILD_TESTS', 'OFF')}",
+        ]
+        for command in (configure, [cmake, "--build", str(build)]):
+            if subprocess.run(command).returncode != 0:
+                stop(f"the build failed; the reason is printed above (command: {' '.join(command)})")
+
+
+setup(ext_modules=[Extension("dendnorm._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
