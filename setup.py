@@ -64,5 +64,14 @@ class CMakeBuild(build_ext):
             if subprocess.run(command).returncode != 0:
                 stop(f"the build failed; the reason is printed above (command: {' '.join(command)})")
 
+    def copy_extensions_to_source(self) -> None:
+        """An editable install: the library that the module loads goes with it."""
+        super().copy_extensions_to_source()
+        for ext in self.extensions:
+            built = Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
+            package = Path(self.get_finalized_command("build_py").get_package_dir("dendnorm"))
+            for library in built.parent.glob("libdendnorm.*"):
+                self.copy_file(str(library), str(package / library.name))
+
 
 setup(ext_modules=[Extension("dendnorm._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
