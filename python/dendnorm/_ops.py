@@ -50,13 +50,14 @@ def has_kernel(op: str, device: torch.device) -> bool:
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dendnorm::{op}", key)
 
 
-def capability() -> dict[str, Any]:
-    """What the compiled module says about itself: how it was built, and the instruction set it runs."""
-    return {
-        name: value() if callable(value) else value
-        for name in ("build_info", "cpu_capability")
-        if (value := getattr(_C, name, None)) is not None
-    }
+def build_info() -> dict[str, Any]:
+    """How the compiled module was built: version, torch, compiler, build_type, cuda (None: without)."""
+    return dict(_C.build_info())
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use: "default", "avx2" or "avx512"."""
+    return _C.cpu_capability()
 
 
 def _leading(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:

@@ -157,7 +157,9 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
         try:
             content = gzip.decompress(content)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataFileError(f"{path}: expected a whole gzip file, got a truncated or damaged one ({error})") from None
+            raise DataFileError(
+                f"{path}: expected a whole gzip file, got a truncated or damaged one ({error})"
+            ) from None
     header = 4 + 4 * ndim
     if len(content) < header:
         raise DataFileError(f"{path}: expected an IDX header of {header} bytes, got a file of {len(content)} bytes")

@@ -21,7 +21,7 @@ def collect() -> dict[str, Any]:
         versions: of dendnorm, torch, numpy and python.
         platform: system, machine and number of processors.
         build: what the compiled module says about itself.
-        cpu: the instruction set that torch uses, and the number of threads.
+        cpu: the instruction sets that the kernels and torch use, and the number of threads.
         devices: each that the ops run on and each GPU that is there, with whether this build has kernels for it.
     """
     cuda = torch.device("cuda")
@@ -46,8 +46,12 @@ def collect() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "platform": {"system": platform.platform(), "machine": platform.machine(), "processors": os.cpu_count()},
-        "build": {**_ops.capability(), "cuda kernels": kernels, "torch cuda": torch.version.cuda},
-        "cpu": {"torch instruction set": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
+        "build": {**_ops.build_info(), "cuda kernels": kernels, "torch's cuda": torch.version.cuda},
+        "cpu": {
+            "instruction set": _ops.cpu_capability(),
+            "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
         "devices": devices,
     }
 

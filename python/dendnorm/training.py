@@ -98,7 +98,9 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if cuda else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not cuda:
-        raise ValueError(f"device {name!r} needs a GPU and a build with CUDA (`dendnorm info` tells), got neither or one")
+        raise ValueError(
+            f"device {name!r} needs a GPU and a build with CUDA (`dendnorm info` tells), got neither or one"
+        )
     return device
 
 

@@ -1,0 +1,82 @@
+"""Which way the pieces depend on each other: the design's rule, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
+TORCH = re.compile(r"^(torch|ATen|c10|pybind11|Python\.h)(/|$|\.)")
+CUDA = re.compile(r"^(cuda|cub|thrust|cooperative_groups)")
+
+# What each folder may include of the project, and whether it may see Torch and CUDA.
+ROOMS = {
+    "csrc/core": ({"core"}, False, False),
+    "csrc/cpu": ({"core", "cpu"}, False, False),
+    "cuda": ({"core", "cuda"}, False, True),
+    "csrc/ops": ({"core", "cpu", "cuda", "ops"}, True, False),
+    "csrc/nn": ({"core", "ops", "nn"}, True, False),
+}
+
+# The Python modules, each with what it may import of the package when it is loaded.
+LAYERS = ["_version", "_ops", "_extras", "norms", "functional", "layers", "convert", "rewiring", "data", "info",
+          "plots", "training", "cli", "__main__"]  # fmt: skip
+
+
+def sources(folder: str) -> list[Path]:
+    return [path for path in sorted((ROOT / folder).rglob("*")) if path.suffix in {".h", ".cpp", ".cu", ".cuh"}]
+
+
+def includes(path: Path) -> list[str]:
+    return INCLUDE.findall(path.read_text(encoding="utf-8"))
+
+
+def test_the_reader_of_includes_reads():
+    assert "cpu/kernels.h" in includes(ROOT / "csrc/cpu/kernels_avx2.cpp")
+    assert any(TORCH.match(name) for path in sources("csrc/ops") for name in includes(path))
+    assert TORCH.match("torch/library.h") and TORCH.match("ATen/ATen.h") and not TORCH.match("core/norm.h")
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_includes_go_one_way(folder):
+    allowed, torch_allowed, cuda_allowed = ROOMS[folder]
+    rooms = {"core", "cpu", "cuda", "ops", "nn"}
+    for path in sources(folder):
+        for name in includes(path):
+            room = name.split("/")[0]
+            where = f"{path.relative_to(ROOT)} includes {name}"
+            assert torch_allowed or not TORCH.match(name), where
+            if room in rooms and (ROOT / ("cuda" if room == "cuda" else f"csrc/{room}")).is_dir() and "/" in name:
+                assert room in allowed, where
+            else:
+                assert cuda_allowed or torch_allowed or not CUDA.match(name), where
+
+
+def test_every_source_lies_in_a_room():
+    known = [*ROOMS, "csrc/bindings.cpp"]
+    for path in [*sources("csrc"), *sources("cuda")]:
+        name = str(path.relative_to(ROOT))
+        assert any(name == room or name.startswith(room + "/") for room in known), name
+
+
+def imports(path: Path) -> set[str]:
+    """The package's modules that a module imports when it is loaded; imports inside functions run later."""
+    found = set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+    return found
+
+
+def test_python_modules_import_downwards():
+    package = ROOT / "python" / "dendnorm"
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "_version"}
+    assert modules == set(LAYERS) - {"_version"}, "a new module needs its place in LAYERS"
+    for module in modules:
+        for name in imports(package / f"{module}.py"):
+            assert LAYERS.index(name) < LAYERS.index(module), f"{module} imports {name}"
