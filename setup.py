@@ -44,9 +44,7 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         check_torch()
         if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
-            stop(
-                "the build needs a C++20 compiler, and found none: install g++ (Debian: `apt-get install g++`), or set CXX"
-            )
+            stop("the build needs a C++20 compiler, and found none: install g++ (`apt-get install g++`) or set CXX")
         target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = Path(os.environ.get("DENDNORM_BUILD_DIR", Path(self.build_temp) / "cmake")).resolve()
         cmake = find_tool("cmake")

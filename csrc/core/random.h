@@ -91,14 +91,10 @@ DENDNORM_HD inline Direction direction_of(std::uint64_t bits) {
   for (int n = 17; n >= 3; n -= 2) sine = std::fma(sine * square, -1.0 / (n * (n - 1)), 1.0);
   sine *= angle;
   switch (bits >> 62) {
-    case 0:
-      return {cosine, sine};
-    case 1:
-      return {-sine, cosine};
-    case 2:
-      return {-cosine, -sine};
-    default:
-      return {sine, -cosine};
+    case 0: return {cosine, sine};
+    case 1: return {-sine, cosine};
+    case 2: return {-cosine, -sine};
+    default: return {sine, -cosine};
   }
 }
 

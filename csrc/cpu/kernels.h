@@ -56,17 +56,17 @@ template <class T>
 struct Columns {
   std::int64_t samples, inputs, outputs, connections;
   Activations dy;
-  Activations x;      // read where `gradient` is wanted
-  Activations dx;     // data null: not wanted
+  Activations x;   // read where `gradient` is wanted
+  Activations dx;  // data null: not wanted
   View columns;
-  const T* values;    // read where dx is wanted
+  const T* values;  // read where dx is wanted
   Factors<T> factors;
-  T* gradient;        // (nnz,), null: not wanted
-  bool finish;        // multiply G by the factor of its row, which makes it dV where b = 0
+  T* gradient;                // (nnz,), null: not wanted
+  bool finish;                // multiply G by the factor of its row, which makes it dV where b = 0
   const double* dot_weights;  // (M,), null: not wanted
   double* dots;               // (N,): sum over column j of dot_weights[row] G v, before `finish`
-  T* bias_gradient;   // (M,), null: not wanted
-  std::byte* workspace;  // columns_workspace bytes, aligned to 64
+  T* bias_gradient;           // (M,), null: not wanted
+  std::byte* workspace;       // columns_workspace bytes, aligned to 64
   Threads threads;
 };
 

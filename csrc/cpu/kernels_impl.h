@@ -480,8 +480,7 @@ void forward(const Forward<T>& f) {
       const T* slab = slabs.tile(tiles, t);
       const int width = tiles.width_of(t);
       if (width == 1) {
-        perm ? forward_single<T, true>(f, slab, values, from, to)
-             : forward_single<T, false>(f, slab, values, from, to);
+        perm ? forward_single<T, true>(f, slab, values, from, to) : forward_single<T, false>(f, slab, values, from, to);
         continue;
       }
       const i64 stride = slabs.stride(tiles, t), sample = tiles.begin(t), samples = tiles.samples_of(t);
@@ -547,8 +546,8 @@ DENDNORM_INLINE void finish_column(const Columns<T>& c, i64 j) {
 // G connections: each loads its row of dY once, for dX and for its own gradient.
 template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
 DENDNORM_INLINE void column_group(const typename Vec::Scalar* slab, i64 stride, const i32* row,
-                                  const typename Vec::Scalar* w, const typename Vec::V* x,
-                                  typename Vec::V (*acc)[NV], typename Vec::Scalar* gradient, bool add) {
+                                  const typename Vec::Scalar* w, const typename Vec::V* x, typename Vec::V (*acc)[NV],
+                                  typename Vec::Scalar* gradient, bool add) {
   typename Vec::V part[G];
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
@@ -763,8 +762,8 @@ void columns(const Columns<T>& c) {
   }
 }
 
-const Kernels table{forward<float>,           forward<double>,           columns<float>,
-                    columns<double>,          forward_workspace<float>,  forward_workspace<double>,
+const Kernels table{forward<float>,           forward<double>,          columns<float>,
+                    columns<double>,          forward_workspace<float>, forward_workspace<double>,
                     columns_workspace<float>, columns_workspace<double>};
 
 }  // namespace

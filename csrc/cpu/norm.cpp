@@ -103,9 +103,9 @@ void norm_gradient(const Layer<T>& layer, const T* gradient, T* dv, double* de) 
   });
 }
 
-#define DENDNORM_INSTANTIATE(T)                                     \
-  template bool row_factors<T>(const Layer<T>&, T*, T*);            \
-  template void effective_weight<T>(const Layer<T>&, T*);           \
+#define DENDNORM_INSTANTIATE(T)                           \
+  template bool row_factors<T>(const Layer<T>&, T*, T*);  \
+  template void effective_weight<T>(const Layer<T>&, T*); \
   template void norm_gradient<T>(const Layer<T>&, const T*, T*, double*);
 DENDNORM_INSTANTIATE(float)
 DENDNORM_INSTANTIATE(double)

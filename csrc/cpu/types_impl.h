@@ -49,7 +49,7 @@ inline Float16 from_float<Float16>(float value) {
   const std::uint32_t size = bits & 0x7fffffffu;
   if (size > 0x7f800000u) return {static_cast<std::uint16_t>(sign | 0x7e00u)};
   if (size >= 0x477ff000u) return {static_cast<std::uint16_t>(sign | 0x7c00u)};  // 65520 and above round to infinity
-  if (size < 0x38800000u) {  // a subnormal result: let the addition round
+  if (size < 0x38800000u) {                            // a subnormal result: let the addition round
     const float shifted = float_of_bits(size) + 0.5f;  // the last bit of 0.5f is worth 2^-24
     return {static_cast<std::uint16_t>(sign | (bits_of_float(shifted) - bits_of_float(0.5f)))};
   }

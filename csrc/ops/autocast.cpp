@@ -17,9 +17,8 @@ Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTe
                      const OptionalTensor& excitability, const Tensor& ccol_indices, const Tensor& row_indices,
                      const Tensor& crow_indices, const Tensor& col_indices, const Tensor& perm, double a, double b,
                      double p) {
-  using Signature =
-      Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&, const Tensor&,
-             const Tensor&, const Tensor&, const Tensor&, double, double, double);
+  using Signature = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
+                           const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, double);
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("dendnorm::sparse_linear", "").typed<Signature>();
   c10::impl::ExcludeDispatchKeyGuard no_autocast(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));

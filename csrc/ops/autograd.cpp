@@ -75,8 +75,8 @@ Tensor4 call_sparse_linear_backward(const Tensor& grad_output, const Tensor& inp
                                     const OptionalTensor& excitability, const Pattern& p, const Norm& n,
                                     std::array<bool, 4> mask) {
   static const auto op = handle<SparseLinearBackward>("dendnorm::sparse_linear_backward");
-  return op.call(grad_output, input, weight, excitability, p.ccol_indices, p.row_indices, p.crow_indices,
-                 p.col_indices, p.perm, n.a, n.b, n.p, mask);
+  return op.call(grad_output, input, weight, excitability, p.ccol_indices, p.row_indices, p.crow_indices, p.col_indices,
+                 p.perm, n.a, n.b, n.p, mask);
 }
 
 Tensor call_effective_weight(const Tensor& weight, const OptionalTensor& excitability, const Pattern& p,
@@ -120,8 +120,8 @@ void accumulate(Tensor& sum, const Tensor& term) { sum = sum.defined() ? sum + t
 // The pattern of the transposed layer, whose values in column order are values[perm].
 struct Transposed {
   explicit Transposed(const Pattern& p)
-      : inverse_perm(at::zeros_like(p.perm).scatter(
-            0, p.perm.to(at::kLong), at::arange(p.perm.sym_size(0), p.perm.options()))),
+      : inverse_perm(
+            at::zeros_like(p.perm).scatter(0, p.perm.to(at::kLong), at::arange(p.perm.sym_size(0), p.perm.options()))),
         pattern{p.crow_indices, p.col_indices, p.ccol_indices, p.row_indices, inverse_perm} {}
 
   Tensor inverse_perm;
@@ -362,8 +362,8 @@ struct EffectiveWeightNode : Node {
     if (!grads[0].defined()) return result;
     const std::array<bool, 2> mask{task_should_compute_output(0), task_should_compute_output(1)};
     const UnpackedPattern p(pattern);
-    auto gradients = call_effective_weight_backward(grads[0], weight.unpack(), optional(excitability), p.view(), norm,
-                                                    mask);
+    auto gradients =
+        call_effective_weight_backward(grads[0], weight.unpack(), optional(excitability), p.view(), norm, mask);
     if (mask[0]) result[0] = std::get<0>(std::move(gradients));
     if (mask[1]) result[1] = std::get<1>(std::move(gradients));
     return result;

@@ -87,13 +87,13 @@ void check_same_leading(const char* op, const char* name, const at::Tensor& acti
   const auto mine = activations.sym_sizes(), theirs = other.sym_sizes();
   TORCH_CHECK(mine.slice(0, mine.size() - 1).equals(theirs.slice(0, theirs.size() - 1)), "dendnorm::", op, ": ", name,
               " must have the leading sizes of ", other_name, ", ", theirs, ", got ", mine);
-  TORCH_CHECK(activations.scalar_type() == other.scalar_type(), "dendnorm::", op, ": ", name, " must have the dtype of ",
-              other_name, ", ", other.scalar_type(), ", got ", activations.scalar_type());
+  TORCH_CHECK(activations.scalar_type() == other.scalar_type(), "dendnorm::", op, ": ", name,
+              " must have the dtype of ", other_name, ", ", other.scalar_type(), ", got ", activations.scalar_type());
 }
 
 void check_bias(const char* op, const at::Tensor& bias, const c10::SymInt& size, const at::Tensor& weight) {
-  TORCH_CHECK(bias.dim() == 1 && bias.sym_size(0) == size, "dendnorm::", op, ": bias must have shape (out_features,) = (",
-              size, ",), got ", bias.sym_sizes());
+  TORCH_CHECK(bias.dim() == 1 && bias.sym_size(0) == size, "dendnorm::", op,
+              ": bias must have shape (out_features,) = (", size, ",), got ", bias.sym_sizes());
   TORCH_CHECK(bias.scalar_type() == weight.scalar_type(), "dendnorm::", op, ": bias must have weight's dtype, ",
               weight.scalar_type(), ", got ", bias.scalar_type());
   TORCH_CHECK(bias.device() == weight.device(), "dendnorm::", op, ": bias must be on weight's device, ",

@@ -86,8 +86,7 @@ void check_pattern_content(const char* op, const Tensor& compressed, const Tenso
   const std::int64_t nnz = indices.numel();
   const auto [fault, at] = check_pattern(pointers, compressed.numel() - 1, entries, nnz, size);
   switch (fault) {
-    case PatternFault::kNone:
-      return;
+    case PatternFault::kNone: return;
     case PatternFault::kStart:
       TORCH_CHECK(false, "dendnorm::", op, ": ", names.compressed, " must start with 0, got ", pointers[0]);
     case PatternFault::kFalling:

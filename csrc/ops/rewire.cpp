@@ -234,21 +234,11 @@ void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill) {
   Tensor result = at::empty_like(old);
   // Values are moved, never read: their size is all that matters.
   switch (old.element_size()) {
-    case 1:
-      carry_words<std::uint8_t>(old, sources, fills, result);
-      break;
-    case 2:
-      carry_words<std::uint16_t>(old, sources, fills, result);
-      break;
-    case 4:
-      carry_words<std::uint32_t>(old, sources, fills, result);
-      break;
-    case 8:
-      carry_words<std::uint64_t>(old, sources, fills, result);
-      break;
-    case 16:
-      carry_words<Pair64>(old, sources, fills, result);
-      break;
+    case 1: carry_words<std::uint8_t>(old, sources, fills, result); break;
+    case 2: carry_words<std::uint16_t>(old, sources, fills, result); break;
+    case 4: carry_words<std::uint32_t>(old, sources, fills, result); break;
+    case 8: carry_words<std::uint64_t>(old, sources, fills, result); break;
+    case 16: carry_words<Pair64>(old, sources, fills, result); break;
     default:
       TORCH_CHECK(false, "dendnorm::carry_: values must have a dtype of 1, 2, 4, 8 or 16 bytes, got ",
                   values.scalar_type());

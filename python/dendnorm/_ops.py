@@ -20,9 +20,10 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "capability",
+    "build_info",
     "check_pattern",
     "counter_normal",
+    "cpu_capability",
     "effective_weight",
     "empty_positions",
     "has_kernel",

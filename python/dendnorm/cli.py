@@ -91,7 +91,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit status. Wrong input ends in one sentence and status 2, not in a traceback."""
+    """Run a command line; returns the exit status. Wrong input ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="dendnorm", description="Sparse, dendritically normalised layers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_train, _add_info):

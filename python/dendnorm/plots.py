@@ -50,9 +50,6 @@ def curves(results: dict[str, Any], summary: dict[str, dict[str, Any]], path: st
     trials = sorted({entry["trials"] for entry in summary.values()})
     counted = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]} to {trials[-1]}"
     note = ", interrupted" if results["interrupted"] else ""
-    if trials[-1] > 1:
-        shading = f"mean of {counted} trials, shaded: one standard deviation"
-    else:
-        shading = "one trial"
+    shading = f"mean of {counted} trials, shaded: one standard deviation" if trials[-1] > 1 else "one trial"
     figure.suptitle(f"{describe(results)}\n{shading}{note}", fontsize=11)
     figure.savefig(path, dpi=150)

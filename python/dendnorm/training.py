@@ -109,8 +109,8 @@ def build_network(
 ) -> nn.Sequential:
     """Sparse hidden layers and a dense output layer that is not normalised (the paper, Methods).
 
-    All biases and the output weights are N(0, 1); a shared excitability is one parameter for all hidden layers. Networks
-    of one seed start from the same connections and values, whatever their norm.
+    All biases and the output weights are N(0, 1); a shared excitability is one parameter for all hidden layers.
+    Networks of one seed start from the same connections and values, whatever their norm.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = norms.resolve(norm)
@@ -346,8 +346,8 @@ def table(results: dict[str, Any], summary: dict[str, dict[str, Any]]) -> str:
     )
     if results["interrupted"]:
         lines += ["", "**Interrupted: this is what was finished.**"]
-    lines += ["", "| network | trials | epochs | test accuracy before rewiring | after rewiring | training cost before |"
-              " after | seconds per epoch |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += ["", "| network | trials | epochs | test accuracy before rewiring | after rewiring |"
+              " training cost before | after | seconds per epoch |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
 
     def cell(values: dict[str, Sequence[float]], percent: bool) -> str:
         mean, spread = values["mean"][-1], values["std"][-1]

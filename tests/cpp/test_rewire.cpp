@@ -44,20 +44,11 @@ TYPED_TEST(Smallest, AreThoseOfAStableSort) {
     const unsigned kinds = 1 + random() % 12;  // few: many ties
     for (auto& value : values) {
       switch (const unsigned kind = random() % kinds) {
-        case 0:
-          value = random() % 2 == 0 ? TypeParam{0} : -TypeParam{0};
-          break;
-        case 1:
-          value = Limits::infinity();
-          break;
-        case 2:
-          value = Limits::denorm_min() * static_cast<TypeParam>(random() % 3);
-          break;
-        case 3:
-          value = std::nextafter(TypeParam{1}, static_cast<TypeParam>(random() % 3));
-          break;
-        default:
-          value = static_cast<TypeParam>(kind) - 7;
+        case 0: value = random() % 2 == 0 ? TypeParam{0} : -TypeParam{0}; break;
+        case 1: value = Limits::infinity(); break;
+        case 2: value = Limits::denorm_min() * static_cast<TypeParam>(random() % 3); break;
+        case 3: value = std::nextafter(TypeParam{1}, static_cast<TypeParam>(random() % 3)); break;
+        default: value = static_cast<TypeParam>(kind) - 7;
       }
     }
     const auto n = static_cast<std::int64_t>(values.size());

@@ -90,7 +90,7 @@ def test_damaged_idx_is_refused(tmp_path, arrays, file, damage, message):
 def test_images_in_place_of_labels_are_refused(tmp_path, arrays):
     write_idx(tmp_path, arrays)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(arrays["train-images-idx3-ubyte"]))
-    with pytest.raises(data.DataFileError, match="expected magic number 2049 .*got 2051"):
+    with pytest.raises(data.DataFileError, match=r"expected magic number 2049 .*got 2051"):
         data.load("mnist", tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_missing_files_are_named(tmp_path, arrays):
 
 
 def test_wrong_arguments_are_named(tmp_path):
-    with pytest.raises(ValueError, match="data must be one of digits.*got 'imagenet'"):
+    with pytest.raises(ValueError, match=r"data must be one of digits.*got 'imagenet'"):
         data.load("imagenet", tmp_path)
     with pytest.raises(ValueError, match="needs root"):
         data.load("mnist")
@@ -148,14 +148,14 @@ def test_damaged_cifar_is_refused(tmp_path, monkeypatch):
     batch = contents["data_batch_3.bin"]
     path = tmp_path / "root" / "data_batch_3.bin"
     path.write_bytes(batch.tobytes()[:-1])
-    with pytest.raises(data.DataFileError, match="data_batch_3.bin.*expected 12292 bytes.*got 12291 .truncated"):
+    with pytest.raises(data.DataFileError, match=r"data_batch_3.bin.*expected 12292 bytes.*got 12291 .truncated"):
         data.load("cifar10", tmp_path / "root")
     batch[2, 0] = 77
     batch.tofile(path)
     with pytest.raises(data.DataFileError, match="got 77 at position 2"):
         data.load("cifar10", tmp_path / "root")
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="data_batch_3.bin"):
+    with pytest.raises(FileNotFoundError, match=r"data_batch_3\.bin"):
         data.load("cifar10", tmp_path / "root")
 
 

@@ -172,7 +172,7 @@ def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path, capsy
 
 
 def test_unknown_device_is_refused():
-    with pytest.raises((ValueError, RuntimeError), match="cuda|banana"):
+    with pytest.raises((ValueError, RuntimeError), match=r"cuda|banana"):
         training.choose_device("banana")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' needs a GPU and a build with CUDA"):
