@@ -41,8 +41,14 @@ demo: $(VENV)/.train $(VENV)/.built
 test: $(VENV)/.test $(VENV)/.built
 	$(PY) tests/run_all.py
 
+# SparseProp is a peer to measure against; the rest of the table stands without it.
 bench: $(VENV)/.train $(VENV)/.built
-	$(VENV)/bin/dendnorm bench --out build/bench $(ARGS)
+	-$(PY) -m pip install --quiet --disable-pip-version-check scipy
+	-$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps sparseprop
+	cmake -S . -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DDENDNORM_TORCH=OFF -DDENDNORM_BUILD_BENCHMARKS=ON
+	cmake --build build/bench
+	build/bench/roofline > build/bench/roofline.json
+	$(VENV)/bin/dendnorm bench --roofline build/bench/roofline.json --out build/bench $(ARGS)
 
 lint: $(VENV)/.tools
 	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format

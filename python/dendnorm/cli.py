@@ -48,14 +48,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    import torch
-
     from . import data, training
 
-    if arguments.threads is not None:
-        if arguments.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {arguments.threads}")
-        torch.set_num_threads(arguments.threads)
+    _set_threads(arguments.threads)
     name = arguments.data or (data.guess(arguments.root) if arguments.root else "digits")
     settings = training.Settings(
         data=name,
@@ -78,6 +73,70 @@ def _train(arguments: argparse.Namespace) -> int:
     return 1 if any("failed" in record for record in results["runs"]) else 0
 
 
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time a training step against dense and sparse peers on this machine",
+        description="Times forward and backward of dense, masked, torch.sparse, SparseProp and dendnorm layers in"
+        " turns, and writes bench.json, bench.md and bench.png. Ctrl-C keeps what is done.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--shape",
+        action="append",
+        dest="shapes",
+        metavar="IN,OUT,BATCH,DENSITY",
+        help="a layer to time, as 784,1000,128,0.04; repeat for more (default: eleven shapes)",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--contender",
+        action="append",
+        dest="contenders",
+        metavar="NAME",
+        help="who takes part; repeat for more (default: all)",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="turns for every shape")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
+    parser.add_argument("--no-sweeps", action="store_true", help="the table of shapes alone")
+    parser.add_argument("--roofline", metavar="FILE", help="output of benchmarks/roofline, for the share of the floor")
+    parser.add_argument("--threads", type=int, help="CPU threads; left out: PyTorch's own choice")
+    parser.add_argument("--out", default="dendnorm-bench", metavar="DIR", help="where the results go")
+    parser.add_argument("--quiet", action="store_true", help="do not say what is being measured")
+    parser.set_defaults(function=_bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from . import bench
+
+    _set_threads(arguments.threads)
+    results = bench.run(
+        [bench.Shape.parse(text) for text in arguments.shapes] if "shapes" in arguments else bench.SHAPES,
+        arguments.out,
+        contenders=getattr(arguments, "contenders", tuple(bench.CONTENDERS)),
+        sweeps=not arguments.no_sweeps,
+        rounds=arguments.rounds,
+        dtype=getattr(torch, arguments.dtype),
+        roofline=bench.Roofline.read(arguments.roofline) if arguments.roofline else None,
+        progress=not arguments.quiet,
+    )
+    print(bench.table(results))
+    print(f"Written to {arguments.out}")
+    return 130 if results["interrupted"] else 0
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
 def _add_info(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("info", help="versions, how it was built, instruction sets, devices")
     parser.set_defaults(function=_info)
@@ -94,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status. Wrong input ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="dendnorm", description="Sparse, dendritically normalised layers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_info):
+    for add in (_add_train, _add_bench, _add_info):
         add(commands)
     arguments = parser.parse_args(argv)
     try:

@@ -24,7 +24,7 @@ ROOMS = {
 
 # The Python modules, each with what it may import of the package when it is loaded.
 LAYERS = ["_version", "_ops", "_extras", "norms", "functional", "layers", "convert", "rewiring", "data", "info",
-          "plots", "training", "cli", "__main__"]  # fmt: skip
+          "plots", "training", "bench", "cli", "__main__"]  # fmt: skip
 
 
 def sources(folder: str) -> list[Path]:

@@ -1,0 +1,211 @@
+// The kernels alone, without Torch: median time of the forward pass and of the one pass over the columns (dX, dV,
+// dbias), and of the same calls on a layer without connections, which pack, unpack and fork but multiply nothing. JSON
+// lines.
+//
+//     kernels THREADS IN OUT BATCH DENSITY [SECONDS]
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cpu/dispatch.h"
+#include "cpu/kernels.h"
+
+namespace {
+
+using namespace dendnorm::cpu;
+using i32 = std::int32_t;
+using i64 = std::int64_t;
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+// Workers that wait in a loop, as a pool's do between the regions of one step.
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { work(t); });
+  }
+  ~Pool() {
+    stop_ = true;
+    ++turn_;
+    for (std::thread& worker : workers_) worker.join();
+  }
+  void run(i64 items, ParallelBody body, void* context) {
+    items_ = items;
+    body_ = body;
+    context_ = context;
+    left_ = static_cast<int>(workers_.size());
+    ++turn_;
+    part(0);
+    while (left_.load() > 0) {
+    }
+  }
+
+ private:
+  void part(int thread) const {
+    const i64 count = static_cast<i64>(workers_.size()) + 1;
+    const i64 begin = items_ * thread / count, end = items_ * (thread + 1) / count;
+    if (begin < end) body_(context_, begin, end);
+  }
+  void work(int thread) {
+    for (int seen = 0;;) {
+      while (turn_.load() == seen) {
+      }
+      ++seen;
+      if (stop_) return;
+      part(thread);
+      --left_;
+    }
+  }
+
+  i64 items_ = 0;
+  ParallelBody body_ = nullptr;
+  void* context_ = nullptr;
+  std::atomic<int> left_{0}, turn_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> workers_;
+};
+
+std::unique_ptr<Pool> pool;
+void run_pool(i64 items, ParallelBody body, void* context) { pool->run(items, body, context); }
+
+struct Free {
+  void operator()(void* data) const { std::free(data); }
+};
+template <class T>
+using Array = std::unique_ptr<T[], Free>;
+
+template <class T>
+Array<T> array(i64 count) {
+  const auto bytes = (static_cast<std::size_t>(count) * sizeof(T) + 64) / 64 * 64;
+  Array<T> result(static_cast<T*>(std::aligned_alloc(64, bytes)));
+  std::fill_n(reinterpret_cast<std::byte*>(result.get()), bytes, std::byte{0});
+  return result;
+}
+
+struct Pattern {
+  std::vector<i32> column_start{0}, row_index, row_start{0}, column_index, perm;
+};
+
+Pattern pattern_of(i64 inputs, i64 outputs, double density) {
+  Pattern p;
+  std::mt19937 random(1);
+  std::vector<std::vector<std::pair<i32, i32>>> rows(static_cast<std::size_t>(outputs));
+  for (i64 j = 0; j < inputs; ++j) {
+    if (density > 0) {
+      std::geometric_distribution<i64> skip(density);
+      for (i64 i = density < 1 ? skip(random) : 0; i < outputs; i += 1 + (density < 1 ? skip(random) : 0)) {
+        rows[static_cast<std::size_t>(i)].push_back({static_cast<i32>(j), static_cast<i32>(p.row_index.size())});
+        p.row_index.push_back(static_cast<i32>(i));
+      }
+    }
+    p.column_start.push_back(static_cast<i32>(p.row_index.size()));
+  }
+  for (const auto& row : rows) {
+    for (const auto& [column, at] : row) {
+      p.column_index.push_back(column);
+      p.perm.push_back(at);
+    }
+    p.row_start.push_back(static_cast<i32>(p.perm.size()));
+  }
+  return p;
+}
+
+struct Times {
+  double forward, columns;
+  i64 nnz;
+};
+
+Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads, double seconds) {
+  const Pattern p = pattern_of(inputs, outputs, density);
+  const i64 nnz = static_cast<i64>(p.perm.size());
+  const auto values = array<float>(nnz), gradient = array<float>(nnz), x = array<float>(inputs * samples),
+             y = array<float>(outputs * samples), dy = array<float>(outputs * samples),
+             dx = array<float>(inputs * samples), bias = array<float>(outputs), bias_gradient = array<float>(outputs);
+  std::mt19937 random(2);
+  std::normal_distribution<float> normal;
+  for (i64 k = 0; k < nnz; ++k) values[k] = normal(random);
+  for (i64 k = 0; k < inputs * samples; ++k) x[k] = normal(random);
+  for (i64 k = 0; k < outputs * samples; ++k) dy[k] = normal(random);
+
+  const Threads with{run_pool, threads};
+  const Kernels& set = kernels();
+  const auto batch_major = [](float* data, i64 neurons) { return Activations{data, neurons, false, Type::kFloat32}; };
+  Forward<float> f{};
+  f.samples = samples;
+  f.inputs = inputs;
+  f.outputs = outputs;
+  f.connections = nnz;
+  f.x = batch_major(x.get(), inputs);
+  f.y = batch_major(y.get(), outputs);
+  f.rows = {p.row_start.data(), p.column_index.data(), p.perm.data()};
+  f.values = values.get();
+  f.bias = bias.get();
+  f.threads = with;
+  const auto forward_room = array<std::byte>(static_cast<i64>(set.forward_workspace_f32(f)));
+  f.workspace = forward_room.get();
+  Columns<float> c{};
+  c.samples = samples;
+  c.inputs = inputs;
+  c.outputs = outputs;
+  c.connections = nnz;
+  c.dy = batch_major(dy.get(), outputs);
+  c.x = f.x;
+  c.dx = batch_major(dx.get(), inputs);
+  c.columns = {p.column_start.data(), p.row_index.data(), nullptr};
+  c.values = values.get();
+  c.gradient = gradient.get();
+  c.bias_gradient = bias_gradient.get();
+  c.threads = with;
+  const auto columns_room = array<std::byte>(static_cast<i64>(set.columns_workspace_f32(c)));
+  c.workspace = columns_room.get();
+
+  std::vector<double> forward, columns;
+  const double end = now() + seconds;
+  while (now() < end || forward.size() < 5) {
+    const double start = now();
+    set.forward_f32(f);
+    const double middle = now();
+    set.columns_f32(c);
+    columns.push_back(now() - middle);
+    forward.push_back(middle - start);
+  }
+  std::sort(forward.begin(), forward.end());
+  std::sort(columns.begin(), columns.end());
+  return {1e3 * forward[forward.size() / 2], 1e3 * columns[columns.size() / 2], nnz};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 6) {
+    std::fprintf(stderr, "usage: kernels THREADS IN OUT BATCH DENSITY [SECONDS]\n");
+    return 2;
+  }
+  const int threads = std::max(1, std::atoi(argv[1]));
+  const i64 inputs = std::atoll(argv[2]), outputs = std::atoll(argv[3]), samples = std::atoll(argv[4]);
+  const double density = std::atof(argv[5]), seconds = argc > 6 ? std::atof(argv[6]) : 1;
+  if (inputs < 1 || outputs < 1 || samples < 1 || !(density >= 0 && density <= 1)) {
+    std::fprintf(stderr, "kernels: sizes must be positive and the density in [0, 1]\n");
+    return 2;
+  }
+  pool = std::make_unique<Pool>(threads);
+  const Times times = measure(inputs, outputs, samples, density, threads, seconds);
+  const Times empty = measure(inputs, outputs, samples, 0, threads, seconds / 4);
+  std::printf(
+      "{\"in\": %lld, \"out\": %lld, \"batch\": %lld, \"density\": %g, \"nnz\": %lld, \"threads\": %d, "
+      "\"instruction_set\": \"%s\", \"forward_ms\": %.5f, \"backward_ms\": %.5f, \"empty_forward_ms\": %.5f, "
+      "\"empty_backward_ms\": %.5f}\n",
+      static_cast<long long>(inputs), static_cast<long long>(outputs), static_cast<long long>(samples), density,
+      static_cast<long long>(times.nnz), threads, capability(), times.forward, times.columns, empty.forward,
+      empty.columns);
+  return 0;
+}
