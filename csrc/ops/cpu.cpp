@@ -21,6 +21,10 @@
 #include "cpu/norm.h"
 #include "ops/checks.h"
 
+#ifndef INTRA_OP_PARALLEL
+#error "at::parallel_for would run on one thread only: compile this file with OpenMP, as PyTorch was"
+#endif
+
 namespace dendnorm::ops {
 namespace {
 
