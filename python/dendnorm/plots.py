@@ -85,8 +85,9 @@ def bench(results: dict[str, Any], path: str | Path) -> None:
             points = [(key(e), value(e, e["contenders"][name]["median_ms"])) for e in sweep
                       if "median_ms" in e["contenders"][name]]  # fmt: skip
             if points:
-                (line,) = axes.plot(*zip(*points, strict=True), marker="o", markersize=3.5, label=name,
-                                    color=BENCH_COLOURS.get(name), linewidth=2 if name == "dendnorm" else 1.3)  # fmt: skip
+                width = 2 if name == "dendnorm" else 1.3
+                style = {"color": BENCH_COLOURS.get(name), "linewidth": width, "marker": "o", "markersize": 3.5}
+                (line,) = axes.plot(*zip(*points, strict=True), label=name, **style)
                 drawn.setdefault(name, line)
 
     draw(panels[0], sweeps["density"], lambda e: 100 * e["shape"]["density"], lambda e, ms: ms)

@@ -1,0 +1,154 @@
+"""The benchmark: that contenders compute the same, what is written, how it ends. No test depends on a time."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+import dendnorm
+from dendnorm import bench, cli
+
+SMALL = bench.Shape(40, 30, 8, 0.2)
+
+
+@pytest.mark.parametrize("name", bench.CONTENDERS)
+@pytest.mark.parametrize("batch", [1, 8])
+def test_contenders_compute_the_same(name, batch):
+    layer = dendnorm.SparseLinear(40, 30, density=0.2, norm=None, seed=0)
+    try:
+        module = bench.CONTENDERS[name](layer)
+    except bench.Unavailable as error:
+        pytest.skip(str(error))
+    x, dy = torch.randn(batch, 40), torch.randn(batch, 30)
+    inputs = [x.clone().requires_grad_() for _ in range(2)]
+    outputs = [layer(inputs[0]), module(inputs[1])]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    for output in outputs:
+        output.backward(dy)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
+    if name in ("torch.sparse", "SparseProp"):  # values in the order of rows
+        values = module.values if name == "torch.sparse" else module.W_val
+        torch.testing.assert_close(values.grad, layer.weight.grad[layer.perm.long()], rtol=1e-4, atol=1e-4)
+
+
+def test_measures_every_contender():
+    names = [name for name in bench.CONTENDERS if name != "SparseProp"]
+    result = bench.measure(SMALL, names, rounds=2)
+    assert result["nnz"] == 240
+    assert list(result["contenders"]) == names
+    for entry in result["contenders"].values():
+        low, high = entry["quartiles_ms"]
+        assert 0 < entry["minimum_ms"] <= low <= entry["median_ms"] <= high
+        assert math.isclose(entry["gflops"], 6 * 240 * 8 / entry["median_ms"] * 1e-6)
+    assert set(result["speedup"]) == set(names) - {"dendnorm"}
+
+
+def test_memory_counts_every_table():
+    layer = dendnorm.SparseLinear(400, 300, density=0.3, norm=None)
+    size = bench.memory(layer)
+    tables = sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers())
+    assert size["index_tables"] == tables > 0
+    assert size["per_connection"] == (8 * layer.nnz + tables) / layer.nnz
+    assert size["per_connection"] <= 24
+
+
+def test_leaves_out_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(bench, "DENSE_LIMIT", 1000)
+    result = bench.measure(SMALL, ("dense", "dendnorm"), rounds=1)
+    assert "GiB" in result["contenders"]["dense"]["unavailable"]
+    assert "median_ms" in result["contenders"]["dendnorm"]
+
+
+def test_a_contender_that_computes_something_else_is_out(monkeypatch):
+    monkeypatch.setitem(bench.CONTENDERS, "dense", lambda layer: torch.nn.Linear(40, 30))
+    result = bench.measure(SMALL, ("dense", "dendnorm"), rounds=1)
+    assert "computed something else" in result["contenders"]["dense"]["unavailable"]
+
+
+def test_keeps_the_number_of_threads():
+    before = torch.get_num_threads()
+    assert bench.measure(SMALL, ("dendnorm",), rounds=1, threads=1)["threads"] == 1
+    assert torch.get_num_threads() == before
+
+
+def test_crossover_lies_between_the_measured_densities():
+    def entry(density, ours, dense):
+        return {"shape": {"density": density}, "contenders": {
+            "dendnorm": {"median_ms": ours}, "dense": {"median_ms": dense}}}  # fmt: skip
+
+    assert bench.crossover([entry(0.1, 1, 4), entry(0.4, 4, 4)]) == pytest.approx(0.4)
+    assert bench.crossover([entry(0.4, 8, 4), entry(0.1, 2, 4)]) == pytest.approx(0.2)
+    assert bench.crossover([entry(0.1, 1, 4), entry(1.0, 3, 4)]) is None
+    assert bench.crossover([entry(0.1, 5, 4), entry(1.0, 9, 4)]) == 0.1
+
+
+def test_roofline_interpolates(tmp_path):
+    path = tmp_path / "roofline.json"
+    load = [{"bytes": 1024, "gb_per_s": 100.0}, {"bytes": 4096, "gb_per_s": 50.0}]
+    path.write_text(json.dumps({"threads": 2, "fma_gflops": 200.0, "load": load}))
+    roofline = bench.Roofline.read(path)
+    assert [roofline.rate(size) for size in (10, 1024, 2048, 4096, 10**9)] == [100, 100, 75, 50, 50]
+    forward, backward = roofline.floor_ms(bench.Shape(4, 16, 64, 1.0))  # slabs of 1024 and 4096 bytes
+    loaded = 4 * 64 * 64
+    assert forward == pytest.approx(loaded / 100 * 1e-6)
+    assert backward == pytest.approx(loaded / 50 * 1e-6)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"roofline must be a file that benchmarks/roofline wrote"):
+        bench.Roofline.read(path)
+
+
+def test_command_line_writes_table_and_json(tmp_path, capsys):
+    arguments = ["bench", "--shape", "40,30,8,0.2", "--shape", "30,20,1,0.5", "--rounds", "1", "--no-sweeps", "--quiet"]
+    assert cli.main([*arguments, "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "40 → 30, 8, 20 %" in printed and "bytes per connection" in printed
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert len(written["shapes"]) == 2 and written["machine"]["torch"] == torch.__version__
+    assert (tmp_path / "bench.md").read_text().strip() in printed
+
+
+def test_sweeps_are_drawn(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    real = bench.measure
+
+    def tiny(shape, contenders, rounds, dtype, threads=None):
+        small = bench.Shape(min(shape.inputs, 50), min(shape.outputs, 50), min(shape.batch, 64), shape.density)
+        return real(small, contenders, 1, dtype, threads) | {"nnz": shape.nnz}
+
+    monkeypatch.setattr(bench, "measure", tiny)
+    monkeypatch.setattr(bench, "measure_rewiring", lambda shape: {"nnz": shape.nnz, "step_ms": 1.0, "rewiring_ms": 2.0,
+                                                                  "steps": 2.0})  # fmt: skip
+    results = bench.run([SMALL], tmp_path, rounds=1, progress=False)
+    assert set(results["sweeps"]) == {"density", "nnz", "batch", "threads", "rewiring"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md", "bench.png"]
+    assert "Against batch" in (tmp_path / "bench.md").read_text()
+
+
+def test_rewiring_is_measured_in_steps():
+    result = bench.measure_rewiring(bench.Shape(30, 20, 4, 0.3), rounds=2)
+    assert result["nnz"] == 180
+    assert result["steps"] == pytest.approx(result["rewiring_ms"] / result["step_ms"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "1,2,3"], 'shape must be "IN,OUT,BATCH,DENSITY"'),
+        (["--shape", "a,2,3,0.1"], "got 'a,2,3,0.1'"),
+        (["--shape", "0,2,3,0.1"], "inputs must be at least 1, got 0"),
+        (["--shape", "1,2,3,1.5"], "density must be in (0, 1], got 1.5"),
+        (["--contender", "nobody"], "contender must be one of dense"),
+        (["--rounds", "0"], "rounds must be at least 1, got 0"),
+        (["--roofline", "nowhere.json"], "nowhere.json"),
+        (["--threads", "0"], "threads must be at least 1, got 0"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["bench", "--out", str(out), "--quiet", "--no-sweeps", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
+    assert not out.exists()
