@@ -10,10 +10,10 @@ import gc
 import json
 import math
 import os
-import platform
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import nn
 
 from . import info
 from ._extras import require
+from ._report import markdown_table, write_text
 from .layers import SparseLinear
 from .rewiring import SET
 
@@ -72,10 +73,6 @@ class Shape:
     @property
     def nnz(self) -> int:
         return round(self.density * self.inputs * self.outputs)
-
-    @property
-    def dense_size(self) -> int:
-        return self.inputs * self.outputs
 
 
 SHAPES = tuple(
@@ -179,10 +176,6 @@ def _masked(layer: SparseLinear) -> nn.Module:
     return MaskedLinear(layer.to_dense(), mask)
 
 
-def _torch_sparse(layer: SparseLinear) -> nn.Module:
-    return CsrLinear(layer)
-
-
 def _sparseprop(layer: SparseLinear) -> nn.Module:
     if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         raise Unavailable("float32 on the CPU only")
@@ -207,20 +200,16 @@ def _ours(layer: SparseLinear) -> nn.Module:
 
 
 def _ours_l0(layer: SparseLinear) -> nn.Module:
-    return SparseLinear.from_csr(
-        *_csr(layer), shape=(layer.out_features, layer.in_features), bias=layer.bias, norm="l0"
-    )
-
-
-def _csr(layer: SparseLinear) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     weight = layer.to_sparse_csr()
-    return weight.crow_indices(), weight.col_indices(), weight.values()
+    return SparseLinear.from_csr(
+        weight.crow_indices(), weight.col_indices(), weight.values(), shape=weight.shape, bias=layer.bias, norm="l0"
+    )
 
 
 CONTENDERS: dict[str, Callable[[SparseLinear], nn.Module]] = {
     "dense": _dense,
     "masked": _masked,
-    "torch.sparse": _torch_sparse,
+    "torch.sparse": CsrLinear,
     "SparseProp": _sparseprop,
     "dendnorm": _ours,
     "dendnorm, l0": _ours_l0,
@@ -435,16 +424,8 @@ class Roofline:
 def machine() -> dict[str, Any]:
     """The machine, as far as it concerns a time."""
     facts = info.collect()
-    processor = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass
     return {
-        "processor": processor,
+        "processor": info.processor(),
         "cores": os.cpu_count(),
         "instruction set": facts["cpu"]["instruction set"],
         "torch's instruction set": facts["cpu"]["torch's instruction set"],
@@ -452,20 +433,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _sweep(shapes: Iterable[Shape], contenders: Sequence[str], rounds: int, dtype: torch.dtype,
-           tick: Callable[[str], None]) -> list[dict[str, Any]]:  # fmt: skip
-    results = []
-    for shape in shapes:
-        tick(str(shape))
-        results.append(measure(shape, contenders, rounds, dtype))
-    return results
-
-
-def crossover(results: Sequence[dict[str, Any]], contender: str = OURS) -> float | None:
+def crossover(results: Sequence[dict[str, Any]]) -> float | None:
     """The density from which dense wins, between two measured ones on a logarithmic scale; None: it never did."""
     points = []
     for result in results:
-        mine, dense = result["contenders"].get(contender, {}), result["contenders"].get("dense", {})
+        mine, dense = result["contenders"].get(OURS, {}), result["contenders"].get("dense", {})
         if "median_ms" in mine and "median_ms" in dense:
             points.append((result["shape"]["density"], mine["median_ms"] / dense["median_ms"]))
     points.sort()
@@ -518,43 +490,43 @@ def run(
 
     def tick(text: str) -> None:
         if progress:
-            import sys
-
             print(text, file=sys.stderr, flush=True)
+
+    def add(into: list[dict[str, Any]], shape: Shape, names: Sequence[str], turns: int,
+            threads: int | None = None) -> dict[str, Any]:  # fmt: skip
+        tick(str(shape) if threads is None else f"{shape}, {threads} threads")
+        into.append(measure(shape, names, turns, dtype, threads))
+        return into[-1]
 
     results: dict[str, Any] = {"machine": machine() | {"threads": torch.get_num_threads()}, "interrupted": False}
     results["shapes"] = []
     try:
         for shape in shapes:
-            tick(str(shape))
-            entry = measure(shape, contenders, rounds, dtype)
+            entry = add(results["shapes"], shape, contenders, rounds)
             if roofline is not None:
                 forward, backward = roofline.floor_ms(shape)
                 entry["floor_ms"] = {"forward": forward, "backward": backward}
-            results["shapes"].append(entry)
         if sweeps:
             few = max(3, rounds // 3)
-            results["sweeps"] = sweep = {}
-            base = shapes[0]
-            sweep["density"] = _sweep(
-                [Shape(base.inputs, base.outputs, base.batch, density) for density in DENSITIES],
-                contenders, few, dtype, tick)  # fmt: skip
-            results["crossover"] = crossover(sweep["density"])
+            base, large = shapes[0], Shape(4096, 4096, 128, 0.01)
             sparse = [name for name in contenders if name not in ("dense", "masked")]
-            sweep["nnz"] = _sweep(
-                [Shape(round(math.sqrt(nnz * 100)), round(math.sqrt(nnz * 100)), 128, 0.01)
-                 for nnz in (10_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)],
-                sparse, few, dtype, tick)  # fmt: skip
-            sweep["batch"] = _sweep(
-                [Shape(base.inputs, base.outputs, batch, base.density)
-                 for batch in (1, 2, 4, 8, 10, 16, 32, 64, 128, 256, 512, 1024)],
-                contenders, few, dtype, tick)  # fmt: skip
-            large = Shape(4096, 4096, 128, 0.01)
-            counts = sorted({1, 2, 4, 8, 16, 32, torch.get_num_threads()})
+            results["sweeps"] = sweep = {}
+            sweep["density"] = []
+            for density in DENSITIES:
+                add(sweep["density"], Shape(base.inputs, base.outputs, base.batch, density), contenders, few)
+            results["crossover"] = crossover(sweep["density"])
+            sweep["nnz"] = []
+            for nnz in (10_000, 100_000, 300_000, 1_000_000, 3_000_000, 10_000_000):
+                side = round(math.sqrt(nnz * 100))
+                add(sweep["nnz"], Shape(side, side, 128, 0.01), sparse, few)
+            sweep["batch"] = []
+            for batch in (1, 2, 4, 8, 10, 16, 32, 64, 128, 256, 512, 1024):
+                add(sweep["batch"], Shape(base.inputs, base.outputs, batch, base.density), contenders, few)
             sweep["threads"] = []
-            for threads in (count for count in counts if count <= torch.get_num_threads()):
-                tick(f"{large}, {threads} threads")
-                sweep["threads"].append(measure(large, sparse, few, dtype, threads))
+            most = torch.get_num_threads()
+            for threads in sorted({1, 2, 4, 8, 16, 32, most}):
+                if threads <= most:
+                    add(sweep["threads"], large, sparse, few, threads)
             sweep["rewiring"] = []
             for nnz in (10_000, 100_000, 1_000_000, 10_000_000):
                 side = round(math.sqrt(nnz * 25))
@@ -562,8 +534,8 @@ def run(
                 sweep["rewiring"].append(measure_rewiring(Shape(side, side, 128, 0.04)))
     except KeyboardInterrupt:
         results["interrupted"] = True
-    _write(out / "bench.json", json.dumps(results, indent=1))
-    _write(out / "bench.md", table(results))
+    write_text(out / "bench.json", json.dumps(results, indent=1))
+    write_text(out / "bench.md", table(results))
     if "sweeps" in results and results["sweeps"].get("density"):
         from . import plots
 
@@ -571,72 +543,73 @@ def run(
     return results
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def table(results: dict[str, Any]) -> str:
     """Markdown: the machine, every shape with medians, ratios, GFLOP/s, memory and share of the floor; the sweeps."""
-    facts = results["machine"]
     lines = ["# One training step: forward, dX, dV, dbias", ""]
-    lines += [", ".join(f"{name}: {value}" for name, value in facts.items()), ""]
+    lines += [", ".join(f"{name}: {value}" for name, value in results["machine"].items()), ""]
     if results["interrupted"]:
         lines += ["**Interrupted: this is what was finished.**", ""]
-    if results["shapes"]:
-        names = list(results["shapes"][0]["contenders"])
-        peers = [name for name in names if name != OURS]
-        lines.append("Milliseconds, median (lower to upper quartile), in turns within one run.")
-        lines += ["", "| layer | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-        for entry in results["shapes"]:
-            cells = [_cell(entry["contenders"][name]) for name in names]
-            lines.append(f"| {_title(entry)} | " + " | ".join(cells) + " |")
-        reasons = sorted(
-            {f"{name}: {value['unavailable']}" for entry in results["shapes"]
-             for name, value in entry["contenders"].items() if "unavailable" in value}
-        )  # fmt: skip
-        lines += ["", *(f"- {reason}" for reason in reasons)]
+    entries = results["shapes"]
+    if entries:
+        names = list(entries[0]["contenders"])
+        lines += ["Milliseconds, median (lower to upper quartile), in turns within one run.", ""]
+        lines += markdown_table(["layer", *names], ([_title(entry), *_times(entry)] for entry in entries))
+        reasons = {
+            f"- {name}: {value['unavailable']}"
+            for entry in entries
+            for name, value in entry["contenders"].items()
+            if "unavailable" in value
+        }
+        lines += ["", *sorted(reasons)]
         if OURS in names:
-            floor = any("floor_ms" in entry for entry in results["shapes"])
-            lines += ["", f"How many times faster {OURS} is (median of the turns), and what it reaches."]
-            head = [*peers, "GFLOP/s", "bytes per connection", "memory against dense"]
-            head += ["share of the floor"] if floor else []
-            lines += ["", "| layer | " + " | ".join(head) + " |", "|---" * (len(head) + 1) + "|"]
-            for entry in results["shapes"]:
-                cells = [
-                    f"{entry['speedup'][name]['median']:.2f}" if name in entry["speedup"] else "-" for name in peers
-                ]
-                size = entry["bytes"]
-                held = size["values"] + size["gradient"] + size["index_tables"]
-                cells += [f"{entry['contenders'][OURS]['gflops']:.0f}", f"{size['per_connection']:.1f}"]
-                cells.append(f"{held / size['dense']:.3f}")
-                if floor:
-                    least = sum(entry["floor_ms"].values())
-                    cells.append(f"{least / entry['contenders'][OURS]['median_ms']:.0%}")
-                lines.append(f"| {_title(entry)} | " + " | ".join(cells) + " |")
+            lines += _reached(entries)
     for title, sweep in results.get("sweeps", {}).items():
-        if not sweep:
-            continue
-        if title == "rewiring":
-            lines += ["", "Rewiring 15 % of a layer (4 % density, Adam's state moves along), in steps at batch 128:"]
-            lines += ["", "| connections | step, ms | rewiring, ms | rewiring / step |", "|---|---|---|---|"]
-            for entry in sweep:
-                cells = [f"{entry['nnz']:,}", f"{entry['step_ms']:.2f}", f"{entry['rewiring_ms']:.2f}"]
-                lines.append("| " + " | ".join([*cells, f"{entry['steps']:.1f}"]) + " |")
-            continue
-        names = list(sweep[0]["contenders"])
-        lines += ["", f"Against {title}:", "", "| layer | threads | " + " | ".join(names) + " | ns per connection |"]
-        lines.append("|---" * (len(names) + 3) + "|")
-        for entry in sweep:
-            cells = [_cell(entry["contenders"][name]) for name in names]
-            ours = entry["contenders"].get(OURS, {}).get("median_ms")
-            cells.append("-" if ours is None else f"{ours * 1e6 / entry['nnz']:.3f}")
-            lines.append(f"| {_title(entry)} | {entry['threads']} | " + " | ".join(cells) + " |")
+        if sweep:
+            lines += _rewiring(sweep) if title == "rewiring" else _against(title, sweep)
         if title == "density" and "crossover" in results:
             found = results["crossover"]
             lines += ["", "Dense wins at no measured density." if found is None else f"Dense wins from {found:.0%} on."]
     return "\n".join(lines) + "\n"
+
+
+def _reached(entries: list[dict[str, Any]]) -> list[str]:
+    """Ratios to the peers, and what we reach."""
+    peers = [name for name in entries[0]["contenders"] if name != OURS]
+    floor = any("floor_ms" in entry for entry in entries)
+    head = ["layer", *peers, "GFLOP/s", "bytes per connection", "memory against dense"]
+    rows = []
+    for entry in entries:
+        ours, size = entry["contenders"][OURS], entry["bytes"]
+        held = size["values"] + size["gradient"] + size["index_tables"]
+        row = [_title(entry)]
+        row += [f"{entry['speedup'][name]['median']:.2f}" if name in entry["speedup"] else "-" for name in peers]
+        row += [f"{ours['gflops']:.0f}", f"{size['per_connection']:.1f}", f"{held / size['dense']:.3f}"]
+        if floor:
+            # An interruption may come between a time and its floor.
+            share = sum(entry["floor_ms"].values()) / ours["median_ms"] if "floor_ms" in entry else math.nan
+            row.append(f"{share:.0%}")
+        rows.append(row)
+    lines = ["", f"How many times faster {OURS} is (median of the turns), and what it reaches.", ""]
+    return lines + markdown_table([*head, "share of the floor"] if floor else head, rows)
+
+
+def _against(title: str, sweep: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for entry in sweep:
+        ours = entry["contenders"].get(OURS, {}).get("median_ms")
+        share = "-" if ours is None else f"{ours * 1e6 / entry['nnz']:.3f}"
+        rows.append([_title(entry), str(entry["threads"]), *_times(entry), share])
+    head = ["layer", "threads", *sweep[0]["contenders"], "ns per connection"]
+    return ["", f"Against {title}:", "", *markdown_table(head, rows)]
+
+
+def _rewiring(sweep: list[dict[str, Any]]) -> list[str]:
+    lines = ["", "Rewiring 15 % of a layer (4 % density, Adam's state moves along), in steps at batch 128:", ""]
+    rows = (
+        [f"{entry['nnz']:,}", f"{entry['step_ms']:.2f}", f"{entry['rewiring_ms']:.2f}", f"{entry['steps']:.1f}"]
+        for entry in sweep
+    )
+    return lines + markdown_table(["connections", "step, ms", "rewiring, ms", "rewiring / step"], rows)
 
 
 def _title(entry: dict[str, Any]) -> str:
@@ -644,8 +617,12 @@ def _title(entry: dict[str, Any]) -> str:
     return f"{shape['in']} → {shape['out']}, {shape['batch']}, {100 * shape['density']:g} %"
 
 
-def _cell(entry: dict[str, Any]) -> str:
-    if "unavailable" in entry:
-        return "-"
-    low, high = entry["quartiles_ms"]
-    return f"{entry['median_ms']:.3g} ({low:.3g}-{high:.3g})"
+def _times(entry: dict[str, Any]) -> list[str]:
+    cells = []
+    for value in entry["contenders"].values():
+        if "unavailable" in value:
+            cells.append("-")
+        else:
+            low, high = value["quartiles_ms"]
+            cells.append(f"{value['median_ms']:.3g} ({low:.3g}-{high:.3g})")
+    return cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,18 @@ import torch
 
 from . import _ops, _version
 
-__all__ = ["collect", "report"]
+__all__ = ["collect", "processor", "report"]
+
+
+def processor() -> str:
+    """The processor's name as the system gives it, or else its architecture."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def collect() -> dict[str, Any]:
@@ -26,7 +38,7 @@ def collect() -> dict[str, Any]:
     """
     cuda = torch.device("cuda")
     kernels = _ops.has_kernel("sparse_linear", cuda)
-    devices = [{"name": "cpu", "description": platform.processor() or platform.machine(), "kernels": True}]
+    devices = [{"name": "cpu", "description": processor(), "kernels": True}]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import _ops, norms
 from . import data as data_module
-from . import norms
 from ._extras import require
+from ._report import markdown_table, write_text
 from .layers import SparseLinear
 from .rewiring import SET
 
@@ -91,9 +92,7 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ValueError: a device that is not there.
     """
-    cuda = torch.cuda.is_available() and torch._C._dispatch_has_kernel_for_dispatch_key(
-        "dendnorm::sparse_linear", "CUDA"
-    )
+    cuda = torch.cuda.is_available() and _ops.has_kernel("sparse_linear", torch.device("cuda"))
     if name == "auto":
         return torch.device("cuda" if cuda else "cpu")
     device = torch.device(name)
@@ -262,7 +261,7 @@ def run(settings: Settings, out: str | Path, progress: bool = True) -> dict[str,
                     _train_network(record, data, settings, device, progress)
                 except FloatingPointError as error:
                     record["failed"] = str(error)
-                _write_text(out / "results.json", json.dumps(results, indent=1))
+                write_text(out / "results.json", json.dumps(results, indent=1))
     except KeyboardInterrupt:
         results["interrupted"] = True
     write(results, out)
@@ -313,18 +312,12 @@ def write(results: dict[str, Any], out: str | Path) -> None:
 
     out = Path(out)
     summary = summarise(results)
-    _write_text(out / "results.json", json.dumps(results | {"summary": summary}, indent=1))
-    _write_text(out / "table.md", table(results, summary))
+    write_text(out / "results.json", json.dumps(results | {"summary": summary}, indent=1))
+    write_text(out / "table.md", table(results, summary))
     if summary:
         temporary = out / "curves.tmp.png"
         plots.curves(results, summary, temporary)
         os.replace(temporary, out / "curves.png")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def describe(results: dict[str, Any]) -> str:
@@ -346,18 +339,20 @@ def table(results: dict[str, Any], summary: dict[str, dict[str, Any]]) -> str:
     )
     if results["interrupted"]:
         lines += ["", "**Interrupted: this is what was finished.**"]
-    lines += ["", "| network | trials | epochs | test accuracy before rewiring | after rewiring |"
-              " training cost before | after | seconds per epoch |", "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    head = ["network", "trials", "epochs", "test accuracy before rewiring", "after rewiring"]
+    head += ["training cost before", "after", "seconds per epoch"]
 
     def cell(values: dict[str, Sequence[float]], percent: bool) -> str:
         mean, spread = values["mean"][-1], values["std"][-1]
         return f"{100 * mean:.2f} ± {100 * spread:.2f} %" if percent else f"{mean:.4f} ± {spread:.4f}"
 
+    rows = []
     for entry in summary.values():
         cells = [entry["label"], str(entry["trials"]), str(len(entry["epochs"]))]
         cells += [cell(entry[phase]["test_accuracy"], True) for phase in PHASES]
         cells += [cell(entry[phase]["train_cost"], False) for phase in PHASES]
-        lines.append("| " + " | ".join([*cells, f"{entry['seconds']:.2f}"]) + " |")
+        rows.append([*cells, f"{entry['seconds']:.2f}"])
+    lines += ["", *markdown_table(head, rows)]
     for record in results["runs"]:
         if "failed" in record:
             lines += ["", f"Failed: {record['label']}, trial {record['trial'] + 1}: {record['failed']}."]
