@@ -13,9 +13,9 @@
 #include <memory>
 #include <random>
 #include <thread>
-#include <utility>
 #include <vector>
 
+#include "core/pattern.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 
@@ -92,30 +92,26 @@ Array<T> array(i64 count) {
 }
 
 struct Pattern {
-  std::vector<i32> column_start{0}, row_index, row_start{0}, column_index, perm;
+  std::vector<i32> column_start{0}, row_index, row_start, column_index, perm;
 };
 
 Pattern pattern_of(i64 inputs, i64 outputs, double density) {
   Pattern p;
   std::mt19937 random(1);
-  std::vector<std::vector<std::pair<i32, i32>>> rows(static_cast<std::size_t>(outputs));
   for (i64 j = 0; j < inputs; ++j) {
     if (density > 0) {
       std::geometric_distribution<i64> skip(density);
       for (i64 i = density < 1 ? skip(random) : 0; i < outputs; i += 1 + (density < 1 ? skip(random) : 0)) {
-        rows[static_cast<std::size_t>(i)].push_back({static_cast<i32>(j), static_cast<i32>(p.row_index.size())});
         p.row_index.push_back(static_cast<i32>(i));
       }
     }
     p.column_start.push_back(static_cast<i32>(p.row_index.size()));
   }
-  for (const auto& row : rows) {
-    for (const auto& [column, at] : row) {
-      p.column_index.push_back(column);
-      p.perm.push_back(at);
-    }
-    p.row_start.push_back(static_cast<i32>(p.perm.size()));
-  }
+  p.row_start.resize(static_cast<std::size_t>(outputs) + 1);
+  p.column_index.resize(p.row_index.size());
+  p.perm.resize(p.row_index.size());
+  dendnorm::transpose_pattern(p.column_start.data(), inputs, p.row_index.data(), outputs, p.row_start.data(),
+                              p.column_index.data(), p.perm.data());
   return p;
 }
 

@@ -9,6 +9,21 @@ from collections.abc import Sequence
 __all__ = ["main"]
 
 
+def _add_run_options(parser: argparse.ArgumentParser, out: str, quiet: str) -> None:
+    parser.add_argument("--threads", type=int, help="CPU threads; left out: PyTorch's own choice")
+    parser.add_argument("--out", default=out, metavar="DIR", help="where the results go")
+    parser.add_argument("--quiet", action="store_true", help=quiet)
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
 def _add_train(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
@@ -41,9 +56,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--s", type=float, default=25.0, help="excitability at the start")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first trial; the next ones count up")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, help="CPU threads; left out: PyTorch's own choice")
-    parser.add_argument("--out", default="dendnorm-results", metavar="DIR", help="where the results go")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_run_options(parser, out="dendnorm-results", quiet="no progress bar")
     parser.set_defaults(function=_train)
 
 
@@ -101,9 +114,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
     parser.add_argument("--no-sweeps", action="store_true", help="the table of shapes alone")
     parser.add_argument("--roofline", metavar="FILE", help="output of benchmarks/roofline, for the share of the floor")
-    parser.add_argument("--threads", type=int, help="CPU threads; left out: PyTorch's own choice")
-    parser.add_argument("--out", default="dendnorm-bench", metavar="DIR", help="where the results go")
-    parser.add_argument("--quiet", action="store_true", help="do not say what is being measured")
+    _add_run_options(parser, out="dendnorm-bench", quiet="do not say what is being measured")
     parser.set_defaults(function=_bench)
 
 
@@ -126,15 +137,6 @@ def _bench(arguments: argparse.Namespace) -> int:
     print(bench.table(results))
     print(f"Written to {arguments.out}")
     return 130 if results["interrupted"] else 0
-
-
-def _set_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
 
 
 def _add_info(commands: argparse._SubParsersAction) -> None:

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/pattern.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
 #include "threads.h"
@@ -174,26 +175,19 @@ struct Pattern {
 Pattern pattern_of(std::mt19937& random, const Shape& shape) {
   Pattern p;
   p.column_start.push_back(0);
-  std::vector<std::vector<std::pair<i32, i32>>> rows(shape.outputs);
   for (i64 j = 0; j < shape.inputs; ++j) {
     const bool empty = shape.density < 1 && random() % 3 == 0;
     for (i64 i = 0; i < shape.outputs; ++i) {
       const bool here = std::uniform_real_distribution<double>()(random) < shape.density && !empty;
-      if (here || (i == 1 && shape.density > 0)) {
-        rows[i].push_back({static_cast<i32>(j), static_cast<i32>(p.row_index.size())});
-        p.row_index.push_back(static_cast<i32>(i));
-      }
+      if (here || (i == 1 && shape.density > 0)) p.row_index.push_back(static_cast<i32>(i));
     }
     p.column_start.push_back(static_cast<i32>(p.row_index.size()));
   }
-  p.row_start.push_back(0);
-  for (const auto& row : rows) {
-    for (const auto& [column, at] : row) {
-      p.column_index.push_back(column);
-      p.perm.push_back(at);
-    }
-    p.row_start.push_back(static_cast<i32>(p.perm.size()));
-  }
+  p.row_start.resize(shape.outputs + 1);
+  p.column_index.resize(p.row_index.size());
+  p.perm.resize(p.row_index.size());
+  transpose_pattern(p.column_start.data(), shape.inputs, p.row_index.data(), shape.outputs, p.row_start.data(),
+                    p.column_index.data(), p.perm.data());
   return p;
 }
 
@@ -246,7 +240,8 @@ struct Case {
 };
 
 template <class T>
-std::vector<double> forward(const Kernels& set, const Case<T>& test, bool bias, int threads, Type type) {
+std::vector<double> forward(const Kernels& set, const Case<T>& test, bool bias, int threads) {
+  const Type type = test.x.view.type;
   Matrix y(test.samples, test.shape.outputs, type, test.x.view.feature_major, 3, 0);
   Forward<T> f{test.samples, test.shape.inputs,  test.shape.outputs, test.pattern.nnz(), test.x.view,
                y.view,       test.rows(),        test.values.data(), test.factors,       nullptr,
@@ -267,7 +262,7 @@ std::vector<double> forward(const Kernels& set, const Case<T>& test, bool bias, 
 template <class T>
 void check_forward(const Kernels& set, const Case<T>& test, bool bias) {
   const Type type = test.x.view.type;
-  const std::vector<double> y = forward(set, test, bias, 1, type);
+  const std::vector<double> y = forward(set, test, bias, 1);
   for (i64 b = 0; b < test.samples; ++b) {
     for (i64 i = 0; i < test.shape.outputs; ++i) {
       long double sum = 0, size = 0;
@@ -287,7 +282,7 @@ void check_forward(const Kernels& set, const Case<T>& test, bool bias) {
     }
   }
   for (const int threads : {2, 3, 7}) {
-    ASSERT_EQ(forward(set, test, bias, threads, type), y) << threads << " threads";
+    ASSERT_EQ(forward(set, test, bias, threads), y) << threads << " threads";
   }
 }
 
@@ -295,15 +290,14 @@ struct Wanted {
   bool dx, gradient, finish, dots, bias;
 };
 
-template <class T>
 struct Gradients {
   std::vector<double> dx, gradient, dots, bias;
   bool operator==(const Gradients&) const = default;
 };
 
 template <class T>
-Gradients<T> columns(const Kernels& set, const Case<T>& test, const std::vector<double>& weights, const Wanted& wanted,
-                     int threads) {
+Gradients columns(const Kernels& set, const Case<T>& test, const std::vector<double>& weights, const Wanted& wanted,
+                  int threads) {
   const i64 inputs = test.shape.inputs, outputs = test.shape.outputs;
   const auto bytes = [](i64 count, std::size_t size) { return static_cast<std::size_t>(count) * size; };
   Matrix dx(test.samples, inputs, test.x.view.type, test.x.view.feature_major, 1, 0);
@@ -333,7 +327,7 @@ Gradients<T> columns(const Kernels& set, const Case<T>& test, const std::vector<
   for (const Guarded* guarded : {&room, &gradient, &dots, &bias, static_cast<const Guarded*>(&dx.memory)}) {
     guarded->expect_whole();
   }
-  Gradients<T> result;
+  Gradients result;
   for (i64 b = 0; b < test.samples && wanted.dx; ++b) {
     for (i64 j = 0; j < inputs; ++j) result.dx.push_back(dx(b, j));
   }
@@ -348,7 +342,7 @@ void check_columns(const Kernels& set, const Case<T>& test, const Wanted& wanted
   std::mt19937 random(9);
   std::vector<double> weights(test.shape.outputs);
   for (double& weight : weights) weight = std::normal_distribution<double>()(random);
-  const Gradients<T> got = columns(set, test, weights, wanted, 1);
+  const Gradients got = columns(set, test, weights, wanted, 1);
   const double exact = rounding(sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32);
   for (i64 j = 0; j < test.shape.inputs; ++j) {
     const i32 begin = test.pattern.column_start[j], end = test.pattern.column_start[j + 1];
