@@ -292,7 +292,7 @@ def _measure(shape: Shape, contenders: Sequence[str], rounds: int, dtype: torch.
     gc.disable()
     try:
         for turn in range(rounds):
-            first = turn % len(names)
+            first = turn % max(1, len(names))  # perhaps nobody runs this shape
             for name in names[first:] + names[:first]:
                 module, count = modules[name], counts[name]
                 _step(module, x, dy)  # brings its data back into the caches

@@ -62,6 +62,13 @@ def test_leaves_out_what_does_not_fit(monkeypatch):
     assert "median_ms" in result["contenders"]["dendnorm"]
 
 
+def test_measures_nobody(monkeypatch):
+    monkeypatch.setattr(bench, "DENSE_LIMIT", 1000)
+    for names in ((), ("dense", "masked")):
+        result = bench.measure(SMALL, names, rounds=2)
+        assert all("unavailable" in entry for entry in result["contenders"].values())
+
+
 def test_a_contender_that_computes_something_else_is_out(monkeypatch):
     monkeypatch.setitem(bench.CONTENDERS, "dense", lambda layer: torch.nn.Linear(40, 30))
     result = bench.measure(SMALL, ("dense", "dendnorm"), rounds=1)
