@@ -6,14 +6,16 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
-from . import functional, norms
+from . import analysis, functional, norms
+from .activations import SReLU
 from .convert import param_groups, sparsify
 from .functional import Pattern
 from .layers import SparseLinear
 from .norms import Norm
 from .rewiring import SET
 
-__all__ = ["SET", "Norm", "Pattern", "SparseLinear", "functional", "norms", "param_groups", "sparsify"]
+__all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "functional", "norms", "param_groups",
+           "sparsify"]  # fmt: skip
 
 
 def _version() -> str:

@@ -34,7 +34,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--data",
-        choices=("digits", "mnist", "fashion-mnist", "cifar10"),
+        choices=("digits", "mnist", "fashion-mnist", "cifar10", "coil100"),
         help="data set; left out: what is found in --root, or digits without it",
     )
     parser.add_argument("--root", metavar="DIR", help="folder of the data set's files, or the folder that holds it")
@@ -50,7 +50,17 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--batch", type=int, default=10, help="examples in a minibatch")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate of plain SGD")
-    parser.add_argument("--activation", choices=("sigmoid", "relu", "tanh"), default="sigmoid", help="hidden units")
+    parser.add_argument(
+        "--activation", choices=("sigmoid", "relu", "tanh", "srelu"), default="sigmoid", help="hidden units"
+    )
+    parser.add_argument(
+        "--convolution", type=int, default=0, help="5 x 5 filters before the sparse layers, and pooling"
+    )
+    parser.add_argument("--momentum", type=float, default=0.0, help="of SGD")
+    parser.add_argument("--weight-decay", type=float, default=0.0, help="of SGD, for weights")
+    parser.add_argument("--dropout", type=float, default=0.0, help="share of hidden outputs set to 0 in training")
+    parser.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate")
+    parser.add_argument("--matched", action="store_true", help="the control starts with values s / n, not of size 1")
     parser.add_argument("--epsilon", type=float, default=0.2, help="share of connections that exist")
     parser.add_argument("--zeta", type=float, default=0.15, help="share of connections rewired after each epoch")
     parser.add_argument("--s", type=float, default=25.0, help="excitability at the start")
@@ -72,7 +82,24 @@ def _train(arguments: argparse.Namespace) -> int:
         norms=tuple(getattr(arguments, "norms", ("none", "l0"))),
         **{
             key: getattr(arguments, key)
-            for key in ("trials", "epochs", "batch", "lr", "activation", "epsilon", "zeta", "s", "seed", "device")
+            for key in (
+                "trials",
+                "epochs",
+                "batch",
+                "lr",
+                "activation",
+                "epsilon",
+                "zeta",
+                "s",
+                "seed",
+                "device",
+                "convolution",
+                "momentum",
+                "weight_decay",
+                "dropout",
+                "schedule",
+                "matched",
+            )  # fmt: skip
         },
     )
     results = training.run(settings, arguments.out, progress=not arguments.quiet)
@@ -84,6 +111,51 @@ def _train(arguments: argparse.Namespace) -> int:
         print("Interrupted: the finished epochs were kept.", file=sys.stderr)
         return 130
     return 1 if any("failed" in record for record in results["runs"]) else 0
+
+
+def _add_paper(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "paper",
+        help="reproduce a figure or the table of the paper",
+        description="Trains what a figure needs, trials side by side on all cores, and writes NAME.json, NAME.md and"
+        " NAME.png. Finished trials are kept in --out and are not trained again: a run that was stopped goes on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what --list names, or all")
+    parser.add_argument("--list", action="store_true", help="name what there is")
+    parser.add_argument("--root", metavar="DIR", help="folder that holds the folders of the data sets")
+    parser.add_argument(
+        "--data", action="append", metavar="NAME", help="only the networks for this data set; repeat for more"
+    )
+    parser.add_argument("--trials", type=int, help="networks for each norm; left out: as the figure says")
+    parser.add_argument("--epochs", type=int, help="passes over the training data; left out: as the figure says")
+    parser.add_argument("--workers", type=int, help="processes; left out: one for each core")
+    parser.add_argument("--quick", action="store_true", help="one trial and two epochs, to see that it works")
+    parser.add_argument("--out", default="dendnorm-paper", metavar="DIR", help="where trials and results go")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.set_defaults(function=_paper)
+
+
+def _paper(arguments: argparse.Namespace) -> int:
+    from . import paper
+
+    if arguments.list:
+        for name, experiment in paper.EXPERIMENTS.items():
+            print(f"{name:8}{experiment.title}")
+        return 0
+    if not arguments.names:
+        raise ValueError("a NAME is needed, or --list")
+    names = list(paper.EXPERIMENTS) if arguments.names == ["all"] else arguments.names
+    for name in names:
+        results = paper.run(
+            name,
+            arguments.out,
+            progress=not arguments.quiet,
+            **{key: getattr(arguments, key) for key in ("root", "data", "trials", "epochs", "quick", "workers")},
+        )
+        print(paper.table(results))
+        print(f"Written to {arguments.out}: {name}.json, {name}.md and {name}.png")
+    return 0
 
 
 def _add_bench(commands: argparse._SubParsersAction) -> None:
@@ -155,12 +227,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status. Wrong input ends in one sentence and status 2."""
     parser = argparse.ArgumentParser(prog="dendnorm", description="Sparse, dendritically normalised layers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_bench, _add_info):
+    for add in (_add_train, _add_paper, _add_bench, _add_info):
         add(commands)
     arguments = parser.parse_args(argv)
     try:
         return arguments.function(arguments)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
         print(f"dendnorm {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

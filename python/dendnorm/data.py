@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,19 @@ def load(name: str = "digits", root: str | Path | None = None) -> DataSet:
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder, got {str(root)!r}, which is not there")
     return _load_cifar(root) if name == "cifar10" else _load_idx_set(name, root)
+
+
+def hold_out(data: DataSet, examples: int) -> DataSet:
+    """The last training examples take the place of the test examples, and are trained on no more.
+
+    Raises:
+        ValueError: not fewer than there are.
+    """
+    if not 0 < examples < len(data.train_targets):
+        raise ValueError(f"validation must be in [1, {len(data.train_targets) - 1}] for {data.name}, got {examples}")
+    inputs, targets = data.train_inputs, data.train_targets
+    return replace(data, train_inputs=inputs[:-examples], train_targets=targets[:-examples],
+                   test_inputs=inputs[-examples:], test_targets=targets[-examples:])  # fmt: skip
 
 
 def guess(root: str | Path) -> str:

@@ -139,7 +139,7 @@ class SET:
 
     A step that fails leaves model and optimizer as they were: everything is computed before anything is written.
 
-    Variants override ``importance`` (what goes) or ``grow`` (what comes).
+    Variants override ``importance`` (what goes), ``grow`` (what comes) or ``draw`` (with which values).
 
     Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
     inspired by network science", Nature Communications 9, 2018; the criterion as in A. D. Bird and H. Cuntz,
@@ -239,6 +239,10 @@ class SET:
         """
         return _ops.empty_positions(ccol_indices, row_indices, layer.out_features, k, self.seed, step, index)
 
+    def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
+        """Values v of k new connections, in the order of the keys of ``grow``: (k,), of the weight's dtype."""
+        return _ops.counter_normal(k, self.seed, step, index, dtype=layer.weight.dtype, device=device)
+
     def remove(self) -> None:
         """Stop rewiring by itself (``every``)."""
         if self._handle is not None:
@@ -311,7 +315,7 @@ class SET:
         left = torch.cat([kept.new_zeros(1, dtype=torch.int32), kept.cumsum(0, dtype=torch.int32)])[ccol.long()]
         keys = self.grow(layer, left, row[kept], k, step, index)
         new_ccol, new_row, source = _replace_connections(ccol, row, layer.out_features, dropped, keys)
-        values = _ops.counter_normal(k, self.seed, step, index, dtype=layer.weight.dtype, device=home)
+        values = self.draw(layer, k, step, index, home)
         old_row, old_col = layer.edges()
         gone = dropped.to(device)
         grown = (keys % layer.out_features).to(device), (keys // layer.out_features).to(device)

@@ -6,24 +6,38 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from . import _ops, norms
+from . import _ops, analysis, norms
 from . import data as data_module
 from ._extras import require
 from ._report import markdown_table, write_text
+from .activations import SReLU
+from .convert import param_groups
 from .layers import SparseLinear
 from .rewiring import SET
 
-__all__ = ["Settings", "build_network", "choose_device", "evaluate", "label", "run", "summarise", "write"]
+__all__ = ["Settings", "build_network", "choose_device", "evaluate", "label", "run", "summarise", "train_network",
+           "write"]  # fmt: skip
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh}
+# Given the number of units.
+ACTIVATIONS: dict[str, Callable[[int], nn.Module]] = {
+    "sigmoid": lambda units: nn.Sigmoid(),
+    "relu": lambda units: nn.ReLU(),
+    "tanh": lambda units: nn.Tanh(),
+    "srelu": SReLU,
+}
+SCHEDULES: dict[str, Callable[[float], float]] = {  # of the share of all steps that is done, the share of lr
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
+}
+FILTER, POOL = 5, 2  # the paper's convolution (figure 3B)
 CHUNK = 4000  # examples turned into floats at a time in training
 EVALUATION_BATCH = 1000
 BAR_EVERY = 50  # steps between two updates of the bar: reading the loss waits for a GPU
@@ -33,6 +47,18 @@ PHASES = ("before", "after")
 @dataclass(frozen=True)
 class Settings:
     """One experiment. The defaults are the paper's setting, with fewer epochs and trials.
+
+    Attributes:
+        convolution: 5 x 5 filters of a dense convolution before the sparse layers, followed by the activation and 2 x 2
+            max pooling; 0: none.
+        momentum, weight_decay: of SGD; decay is for the weights of sparse and dense layers.
+        dropout: share of each hidden layer's outputs that is set to 0 in training.
+        schedule: "constant", or "cosine": the learning rate falls to 0 over all steps as half a cosine.
+        matched: a network without excitability starts, and regrows, with values s / n times those of N(0, 1), n the
+            mean number of afferents of its layer: like the normalised ones that it is compared with.
+        validation: the last so many training examples are held out and take the place of the test examples.
+        inspect: epochs after whose rewiring the first sparse layer's ``analysis.snapshot`` is recorded; 0: before
+            training.
 
     Raises:
         ValueError: names the setting, what was expected and what came.
@@ -52,6 +78,14 @@ class Settings:
     s: float = 25.0
     seed: int = 0
     device: str = "auto"
+    convolution: int = 0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    schedule: str = "constant"
+    matched: bool = False
+    validation: int = 0
+    inspect: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         def check(name: str, good: bool, expected: str) -> None:
@@ -68,6 +102,12 @@ class Settings:
         check("zeta", 0 <= self.zeta <= 1, "in [0, 1]")
         check("s", math.isfinite(self.s), "finite")
         check("seed", self.seed >= 0, "at least 0")
+        check("convolution", self.convolution >= 0, "at least 0")
+        check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        check("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "finite and at least 0")
+        check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
+        check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        check("validation", self.validation >= 0, "at least 0")
 
 
 def label(norm: str) -> str:
@@ -103,18 +143,44 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def _draw_normal(parameter: nn.Parameter, generator: torch.Generator, std: float = 1.0) -> None:
+    with torch.no_grad():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(std))
+
+
 def build_network(
-    features: int, classes: int, settings: Settings, norm: str, seed: int, device: torch.device | str = "cpu"
-) -> nn.Sequential:
+    image_shape: tuple[int, int, int], classes: int, settings: Settings, norm: str, seed: int,
+    device: torch.device | str = "cpu"
+) -> nn.Sequential:  # fmt: skip
     """Sparse hidden layers and a dense output layer that is not normalised (the paper, Methods).
 
-    All biases and the output weights are N(0, 1); a shared excitability is one parameter for all hidden layers.
+    All biases and the output weights are N(0, 1); filters are N(0, 1 / their inputs), which keeps sigmoids out of
+    saturation (the paper does not say). A shared excitability is one parameter for all hidden layers.
     Networks of one seed start from the same connections and values, whatever their norm.
+
+    Args:
+        image_shape: (channels, height, width) of the inputs, which come as rows of their product.
+
+    Raises:
+        ValueError: images too small for the convolution.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = norms.resolve(norm)
     shared: norms.Norm | None = None
     layers: list[nn.Module] = []
+    features = math.prod(image_shape)
+    if settings.convolution:
+        channels, height, width = image_shape
+        if min(height, width) < FILTER + POOL - 1:
+            raise ValueError(
+                f"convolution needs images of {FILTER + POOL - 1} pixels a side or more, got {height} x {width}"
+            )
+        filters = nn.Conv2d(channels, settings.convolution, FILTER, device=device)
+        _draw_normal(filters.weight, generator, (channels * FILTER**2) ** -0.5)
+        _draw_normal(filters.bias, generator)
+        layers += [nn.Unflatten(1, image_shape), filters, ACTIVATIONS[_pointwise(settings)](0), nn.MaxPool2d(POOL)]
+        layers += [nn.Flatten()]
+        features = settings.convolution * math.prod((size - FILTER + 1) // POOL for size in (height, width))
     for index, width in enumerate(settings.hidden):
         # A norm that has a parameter starts at s; the control has none.
         if norm == "none":
@@ -127,15 +193,41 @@ def build_network(
         layer = SparseLinear(
             features, width, density=settings.epsilon, norm=layer_norm, seed=seed * 1000 + index, device=device
         )
+        _draw_normal(layer.bias, generator)
         with torch.no_grad():
-            layer.bias.copy_(torch.randn(width, generator=generator))
-        layers += [layer, ACTIVATIONS[settings.activation]()]
+            layer.weight.mul_(_std(layer, settings))
+        activation = ACTIVATIONS[settings.activation](width).to(device)
+        layers += [layer, activation, *([nn.Dropout(settings.dropout)] if settings.dropout else [])]
         features = width
     head = nn.Linear(features, classes, device=device)
-    with torch.no_grad():
-        head.weight.copy_(torch.randn(classes, features, generator=generator))
-        head.bias.copy_(torch.randn(classes, generator=generator))
+    _draw_normal(head.weight, generator)
+    _draw_normal(head.bias, generator)
     return nn.Sequential(*layers, head)
+
+
+def _pointwise(settings: Settings) -> str:
+    """The activation of the convolution: SReLU has parameters for each unit, ReLU is its form without them."""
+    return "relu" if settings.activation == "srelu" else settings.activation
+
+
+def _std(layer: SparseLinear, settings: Settings) -> float:
+    """Standard deviation of the values that a layer starts and regrows with: see ``Settings.matched``."""
+    if not settings.matched or layer.norm.e is not None:
+        return 1.0
+    return settings.s * layer.out_features / layer.nnz
+
+
+class _Rewiring(SET):
+    """SET, whose new connections have the spread that the layer started with."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int
+    ) -> None:
+        super().__init__(model, optimizer, zeta=settings.zeta, seed=seed)
+        self.settings = settings
+
+    def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
+        return super().draw(layer, k, step, index, device).mul_(_std(layer, self.settings))
 
 
 @torch.no_grad()
@@ -147,18 +239,50 @@ def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scal
     """
     cost = torch.zeros((), dtype=torch.float64, device=inputs.device)
     correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
+    model.eval()
     for rows, wanted in zip(inputs.split(EVALUATION_BATCH), targets.split(EVALUATION_BATCH), strict=True):
         scores = model(rows.float().mul_(scale))
         cost += nn.functional.cross_entropy(scores, wanted, reduction="sum")
         correct += (scores.argmax(1) == wanted).sum()
+    model.train()
     return cost.item() / len(targets), correct.item() / len(targets)
+
+
+class _Descent:
+    """SGD for every parameter of a network.
+
+    Without momentum and decay it has no state, and is written out: ``torch.optim.SGD`` takes a third of a step of
+    the paper's networks for itself (60 to 150 of 300 to 400 microseconds).
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        self.parameters = list(model.parameters())
+        self.optimizer: torch.optim.Optimizer | None = None
+        if settings.momentum or settings.weight_decay:
+            groups = param_groups(model, weight_decay=settings.weight_decay)
+            self.optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+    def step(self, loss: torch.Tensor, lr: float) -> None:
+        if self.optimizer is None:
+            with torch.no_grad():
+                for parameter, gradient in zip(
+                    self.parameters, torch.autograd.grad(loss, self.parameters), strict=True
+                ):
+                    parameter.add_(gradient, alpha=-lr)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
 
 
 def _train_epoch(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    descent: _Descent,
     data: data_module.DataSet,
     settings: Settings,
+    epoch: int,
     generator: torch.Generator,
     tick: Callable[[int, float], None],
 ) -> None:
@@ -166,14 +290,15 @@ def _train_epoch(
     inputs, targets = data.train_inputs, data.train_targets
     order = torch.randperm(len(targets), generator=generator).to(targets.device)
     chunk = max(1, CHUNK // settings.batch) * settings.batch
-    steps = 0
+    steps, step = 0, (epoch - 1) * _steps(data, settings)
+    total = settings.epochs * _steps(data, settings)
+    rate = SCHEDULES[settings.schedule]
     for piece in order.split(chunk):
         rows = inputs[piece].float().mul_(data.scale)
         for x, y in zip(rows.split(settings.batch), targets[piece].split(settings.batch), strict=True):
             loss = nn.functional.cross_entropy(model(x), y)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            descent.step(loss, settings.lr * rate(step / total))
+            step += 1
             steps += 1
             if steps == BAR_EVERY:
                 tick(steps, loss.item())
@@ -181,42 +306,104 @@ def _train_epoch(
     tick(steps, loss.item())
 
 
-def _train_network(
+def _steps(data: data_module.DataSet, settings: Settings) -> int:
+    """Steps of an epoch."""
+    return math.ceil(len(data.train_targets) / settings.batch)
+
+
+def train_network(
+    record: dict[str, Any],
+    data: data_module.DataSet,
+    settings: Settings,
+    device: torch.device,
+    tick: Callable[[int, float], None],
+    finished: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> None:
+    """Train one network: fills record["epochs"] epoch by epoch, so that an interrupted run keeps what it has.
+
+    Args:
+        record: with "norm" and "seed"; "epochs" is an empty list.
+        data: on `device`.
+        tick: told the steps done since the last call, and the loss.
+        finished: told the entry of each finished epoch.
+
+    Raises:
+        FloatingPointError: the cost is not finite any more.
+    """
+    seed = record["seed"]
+    torch.manual_seed(seed)  # dropout's
+    model = build_network(data.image_shape, len(data.classes), settings, record["norm"], seed, device)
+    descent = _Descent(model, settings)
+    rewire = _Rewiring(model, descent.optimizer, settings, seed)
+    generator = torch.Generator().manual_seed(seed)
+
+    def guarded(done: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the cost became {loss}; a smaller learning rate may help")
+        tick(done, loss)
+
+    def look(epoch: int) -> None:
+        if epoch in settings.inspect:
+            hidden, layer = analysis.first_sparse(model)
+            inputs = hidden(data.test_inputs.float().mul_(data.scale))
+            record.setdefault("inside", []).append({"epoch": epoch} | analysis.snapshot(layer, inputs))
+
+    look(0)
+    for epoch in range(1, settings.epochs + 1):
+        start = time.perf_counter()
+        _train_epoch(model, descent, data, settings, epoch, generator, guarded)
+        entry: dict[str, Any] = {"epoch": epoch, "seconds": time.perf_counter() - start}
+        for phase in PHASES:
+            if phase == "after":
+                rewire.step()
+            train = evaluate(model, data.train_inputs, data.train_targets, data.scale)
+            test = evaluate(model, data.test_inputs, data.test_targets, data.scale)
+            entry[phase] = {"train_cost": train[0], "test_cost": test[0], "test_accuracy": test[1]}
+        record["epochs"].append(entry)
+        look(epoch)
+        finished(entry)
+    record["complete"] = True
+
+
+def load_data(settings: Settings, device: torch.device) -> data_module.DataSet:
+    """The data set of the settings, on a device, with the validation examples in place of the test ones if asked.
+
+    Raises:
+        ValueError, FileNotFoundError, dendnorm.data.DataFileError: as ``data.load``; more validation examples asked for
+            than there are.
+    """
+    data = data_module.load(settings.data, settings.root)
+    if settings.validation:
+        data = data_module.hold_out(data, settings.validation)
+    names = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+    return replace(data, **{name: getattr(data, name).to(device) for name in names})
+
+
+def new_record(settings: Settings, norm: str, trial: int) -> dict[str, Any]:
+    """What ``train_network`` fills, for the trial of a norm."""
+    record: dict[str, Any] = {"norm": norm, "label": label(norm), "trial": trial, "complete": False}
+    return record | {"seed": settings.seed + trial, "epochs": []}
+
+
+def _train_with_bar(
     record: dict[str, Any], data: data_module.DataSet, settings: Settings, device: torch.device, progress: bool
 ) -> None:
-    """Fill record["epochs"] epoch by epoch, so that an interrupted run keeps what it has."""
-    seed = record["seed"]
-    model = build_network(data.features, len(data.classes), settings, record["norm"], seed, device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr)
-    rewire = SET(model, optimizer, zeta=settings.zeta, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
     tqdm = require("tqdm", "train").tqdm
     name = f"{record['label']}, trial {record['trial'] + 1}/{settings.trials}"
-    steps = settings.epochs * math.ceil(len(data.train_targets) / settings.batch)
     shown: dict[str, str] = {}
-    with tqdm(total=steps, desc=name, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    total = settings.epochs * _steps(data, settings)
+    with tqdm(total=total, desc=name, unit="step", disable=not progress, dynamic_ncols=True) as bar:
 
         def tick(done: int, loss: float) -> None:
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the cost became {loss}; a smaller learning rate may help")
             shown["loss"] = f"{loss:.3f}"
             bar.set_postfix(shown, refresh=False)
             bar.update(done)
 
-        for epoch in range(1, settings.epochs + 1):
-            start = time.perf_counter()
-            _train_epoch(model, optimizer, data, settings, generator, tick)
-            entry: dict[str, Any] = {"epoch": epoch, "seconds": time.perf_counter() - start}
-            for phase in PHASES:
-                if phase == "after":
-                    rewire.step()
-                train = evaluate(model, data.train_inputs, data.train_targets, data.scale)
-                test = evaluate(model, data.test_inputs, data.test_targets, data.scale)
-                entry[phase] = {"train_cost": train[0], "test_cost": test[0], "test_accuracy": test[1]}
-            record["epochs"].append(entry)
+        def finished(entry: dict[str, Any]) -> None:
             shown["accuracy"] = f"{entry['before']['test_accuracy']:.2%}"
             bar.set_postfix(shown)
-    record["complete"] = True
+
+        train_network(record, data, settings, device, tick, finished)
 
 
 def run(settings: Settings, out: str | Path, progress: bool = True) -> dict[str, Any]:
@@ -235,10 +422,7 @@ def run(settings: Settings, out: str | Path, progress: bool = True) -> dict[str,
     for norm in settings.norms:
         norms.resolve(norm)
     device = choose_device(settings.device)
-    data = data_module.load(settings.data, settings.root)
-    moved = {name: getattr(data, name).to(device) for name in
-             ("train_inputs", "train_targets", "test_inputs", "test_targets")}  # fmt: skip
-    data = data_module.DataSet(**{**data.__dict__, **moved})
+    data = load_data(settings, device)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     recorded = asdict(settings) | {"device": str(device), "threads": torch.get_num_threads()}
@@ -254,11 +438,10 @@ def run(settings: Settings, out: str | Path, progress: bool = True) -> dict[str,
     try:
         for trial in range(settings.trials):
             for norm in settings.norms:
-                record: dict[str, Any] = {"norm": norm, "label": label(norm), "trial": trial, "complete": False}
-                record |= {"seed": settings.seed + trial, "epochs": []}
+                record = new_record(settings, norm, trial)
                 results["runs"].append(record)
                 try:
-                    _train_network(record, data, settings, device, progress)
+                    _train_with_bar(record, data, settings, device, progress)
                 except FloatingPointError as error:
                     record["failed"] = str(error)
                 write_text(out / "results.json", json.dumps(results, indent=1))
@@ -286,7 +469,7 @@ def summarise(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     length = min((len(r["epochs"]) for records in by_norm.values() for r in records), default=0)
     summary: dict[str, dict[str, Any]] = {}
     for norm, records in by_norm.items():
-        times = [entry["seconds"] for record in records for entry in record["epochs"][:length]]
+        times = [entry.get("seconds", math.nan) for record in records for entry in record["epochs"][:length]]
         entry: dict[str, Any] = {
             "label": label(norm),
             "trials": len(records),
@@ -320,6 +503,13 @@ def write(results: dict[str, Any], out: str | Path) -> None:
         os.replace(temporary, out / "curves.png")
 
 
+def optimiser(settings: Mapping[str, Any]) -> str:
+    """The optimiser of recorded settings in words."""
+    if not (settings["momentum"] or settings["weight_decay"]):
+        return "plain SGD"
+    return f"SGD with momentum {settings['momentum']:g} and weight decay {settings['weight_decay']:g}"
+
+
 def describe(results: dict[str, Any]) -> str:
     """The experiment in one line, for the head of the table and of the picture."""
     settings = results["settings"]
@@ -334,8 +524,8 @@ def table(results: dict[str, Any], summary: dict[str, dict[str, Any]]) -> str:
     settings = results["settings"]
     lines = [f"# {describe(results)}", ""]
     lines.append(
-        f"{settings['activation']} units, plain SGD, minibatch {settings['batch']}, learning rate {settings['lr']},"
-        f" excitability starts at {settings['s']:g}. Mean and standard deviation over trials, at the last epoch."
+        f"{settings['activation']} units, {optimiser(settings)}, minibatch {settings['batch']}, learning rate"
+        f" {settings['lr']} ({settings['schedule']}), excitability starts at {settings['s']:g}. Mean and standard deviation over trials, at the last epoch."
     )
     if results["interrupted"]:
         lines += ["", "**Interrupted: this is what was finished.**"]

@@ -23,8 +23,9 @@ ROOMS = {
 }
 
 # The Python modules, each with what it may import of the package when it is loaded.
-LAYERS = ["_version", "_ops", "_extras", "_report", "norms", "functional", "layers", "convert", "rewiring", "data",
-          "info", "plots", "training", "bench", "cli", "__main__"]  # fmt: skip
+LAYERS = ["_version", "_ops", "_extras", "_report", "norms", "functional", "layers", "convert", "rewiring",
+          "activations", "analysis", "data", "info", "plots", "training", "trials", "paper", "bench", "cli",
+          "__main__"]  # fmt: skip
 
 
 def sources(folder: str) -> list[Path]:

@@ -182,7 +182,7 @@ def test_unknown_device_is_refused():
 
 def test_networks_of_one_seed_start_alike():
     settings = Settings(hidden=(30, 20))
-    nets = {norm: training.build_network(64, 10, settings, norm, seed=3) for norm in ("none", "l0", "joint")}
+    nets = {norm: training.build_network((1, 8, 8), 10, settings, norm, seed=3) for norm in ("none", "l0", "joint")}
     control = nets["none"]
     assert [type(layer) for layer in control] == [
         dendnorm.SparseLinear, nn.Sigmoid, dendnorm.SparseLinear, nn.Sigmoid, nn.Linear]  # fmt: skip
@@ -193,9 +193,9 @@ def test_networks_of_one_seed_start_alike():
             assert torch.equal(mine.weight, theirs.weight) and torch.equal(mine.bias, theirs.bias)
     assert nets["l0"][0].norm is nets["l0"][2].norm, "hidden layers share one excitability"
     assert nets["l0"][0].nnz == round(0.2 * 64 * 30)
-    variable = training.build_network(64, 10, settings, "l0-variable", seed=3)
+    variable = training.build_network((1, 8, 8), 10, settings, "l0-variable", seed=3)
     assert variable[0].norm is not variable[2].norm
-    other = training.build_network(64, 10, settings, "none", seed=4)
+    other = training.build_network((1, 8, 8), 10, settings, "none", seed=4)
     assert not torch.equal(other[0].weight, control[0].weight)
 
 
@@ -223,9 +223,10 @@ def test_an_epoch_sees_every_example_once(monkeypatch):
     targets = torch.zeros(101, dtype=torch.int64)
     digits = data.DataSet("made", inputs, targets, inputs, targets, 1.0, ("0", "1"), (1, 1, 1))
     model, steps = Spy(1, 2), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
     generator = torch.Generator().manual_seed(1)
-    training._train_epoch(model, optimizer, digits, Settings(batch=10), generator, lambda n, _: steps.append(n))
+    settings = Settings(batch=10, lr=1e-6)
+    descent = training._Descent(model, settings)
+    training._train_epoch(model, descent, digits, settings, 1, generator, lambda n, _: steps.append(n))
     assert sorted(torch.cat(seen).flatten().int().tolist()) == list(range(101))
     assert torch.cat(seen).flatten().int().tolist() != list(range(101)), "in a new order"
     assert sum(steps) == len(seen) == 11
