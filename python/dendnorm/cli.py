@@ -70,6 +70,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(function=_train)
 
 
+_TRAINING_OPTIONS = (
+    *("trials", "epochs", "batch", "lr", "activation", "epsilon", "zeta", "s", "seed", "device", "convolution"),
+    *("momentum", "weight_decay", "dropout", "schedule", "matched"),
+)
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from . import data, training
 
@@ -80,27 +86,7 @@ def _train(arguments: argparse.Namespace) -> int:
         root=arguments.root,
         hidden=tuple(arguments.hidden),
         norms=tuple(getattr(arguments, "norms", ("none", "l0"))),
-        **{
-            key: getattr(arguments, key)
-            for key in (
-                "trials",
-                "epochs",
-                "batch",
-                "lr",
-                "activation",
-                "epsilon",
-                "zeta",
-                "s",
-                "seed",
-                "device",
-                "convolution",
-                "momentum",
-                "weight_decay",
-                "dropout",
-                "schedule",
-                "matched",
-            )  # fmt: skip
-        },
+        **{key: getattr(arguments, key) for key in _TRAINING_OPTIONS},
     )
     results = training.run(settings, arguments.out, progress=not arguments.quiet)
     summary = training.summarise(results)
@@ -130,7 +116,7 @@ def _add_paper(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--trials", type=int, help="networks for each norm; left out: as the figure says")
     parser.add_argument("--epochs", type=int, help="passes over the training data; left out: as the figure says")
     parser.add_argument("--workers", type=int, help="processes; left out: one for each core")
-    parser.add_argument("--quick", action="store_true", help="one trial and two epochs, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="one trial and one or two epochs, to see that it works")
     parser.add_argument("--out", default="dendnorm-paper", metavar="DIR", help="where trials and results go")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(function=_paper)
@@ -141,7 +127,7 @@ def _paper(arguments: argparse.Namespace) -> int:
 
     if arguments.list:
         for name, experiment in paper.EXPERIMENTS.items():
-            print(f"{name:8}{experiment.title}")
+            print(f"{name:10}{experiment.title}")
         return 0
     if not arguments.names:
         raise ValueError("a NAME is needed, or --list")

@@ -5,7 +5,9 @@ Nothing is downloaded and nothing is unpickled: a data file can hold wrong numbe
 
 from __future__ import annotations
 
+import functools
 import gzip
+import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +19,14 @@ from ._extras import require
 
 __all__ = ["NAMES", "DataFileError", "DataSet", "guess", "load", "read_idx"]
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10")
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "coil100")
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_RECORDS = 10_000  # in each of the six published files
 CIFAR_RECORD_BYTES = 1 + 3 * 32 * 32
 DIGITS_TEST = 360
+COIL_SOURCE = "https://www.cs.columbia.edu/CAVE/software/softlib/coil-100.php"
+COIL_SIDE = 32  # pixels a side, in grey: 1,024 inputs
+COIL_TEST = 1436 / 7200  # the share that Pieterse and Mocanu (2019) held out
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 # The folder names that the data sets' own archives and torchvision use.
@@ -30,6 +35,7 @@ FOLDERS = {
     "fashion-mnist": ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw"),
     "cifar10": ("cifar-10-batches-bin", "cifar10", "cifar-10", "cifar10/cifar-10-batches-bin",
                 "cifar-10/cifar-10-batches-bin"),
+    "coil100": ("coil-100", "coil100", "COIL-100"),
 }  # fmt: skip
 
 
@@ -76,16 +82,29 @@ def load(name: str = "digits", root: str | Path | None = None) -> DataSet:
         FileNotFoundError: the folder or a file is missing; says what was looked for.
         DataFileError: a file is damaged or is not what its name says.
     """
+    folder = locate(name, root)
+    if folder is None:
+        return _load_digits()
+    return {"cifar10": _load_cifar, "coil100": _load_coil}.get(name, functools.partial(_load_idx_set, name))(folder)
+
+
+def locate(name: str, root: str | Path | None) -> Path | None:
+    """The folder that has the files of a data set: root itself or one in it; None for digits, which need none.
+
+    Raises:
+        ValueError: unknown name, or no root where one is needed.
+        FileNotFoundError: there is none; says what was looked for.
+    """
     if name not in NAMES:
         raise ValueError(f"data must be one of {', '.join(NAMES)}, got {name!r}")
     if name == "digits":
-        return _load_digits()
+        return None
     if root is None:
         raise ValueError(f"data {name!r} needs root, the folder that holds its files (--root DIR), got none")
     root = Path(root).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"root must be a folder, got {str(root)!r}, which is not there")
-    return _load_cifar(root) if name == "cifar10" else _load_idx_set(name, root)
+    return {"cifar10": _find_cifar, "coil100": _find_coil}.get(name, functools.partial(_find_idx_set, name))(root)
 
 
 def hold_out(data: DataSet, examples: int) -> DataSet:
@@ -192,13 +211,17 @@ def read_idx(path: str | Path, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
-def _load_idx_set(name: str, root: Path) -> DataSet:
+def _find_idx_set(name: str, root: Path) -> Path:
     candidates = [root, *(root / folder for folder in FOLDERS[name])]
     # A sub-folder of the right name goes before files that lie in root itself.
     folder = next((f for f in (*candidates[1:], root) if _find(f, "train-images")), None)
     if folder is None:
         looked = ", ".join(str(candidate) for candidate in candidates)
         raise FileNotFoundError(f"{name}: expected train-images-idx3-ubyte or train-images-idx3-ubyte.gz in {looked}")
+    return folder
+
+
+def _load_idx_set(name: str, folder: Path) -> DataSet:
     parts = {split: _load_idx_split(name, folder, split) for split in ("train", "t10k")}
     (train, train_targets), (test, test_targets) = parts["train"], parts["t10k"]
     if train.shape[1:] != test.shape[1:]:
@@ -244,7 +267,7 @@ def _is_cifar(folder: Path) -> bool:
     return (folder / "data_batch_1.bin").is_file() or ((folder / "train").is_dir() and (folder / "test").is_dir())
 
 
-def _load_cifar(root: Path) -> DataSet:
+def _find_cifar(root: Path) -> Path:
     folder = next((f for f in (root, *(root / name for name in FOLDERS["cifar10"])) if _is_cifar(f)), None)
     if folder is None:
         message = (
@@ -256,6 +279,10 @@ def _load_cifar(root: Path) -> DataSet:
                 message += "; the Python version that is there is pickled, and unpickling can run any code: not read"
                 break
         raise FileNotFoundError(message)
+    return folder
+
+
+def _load_cifar(folder: Path) -> DataSet:
     if (folder / "data_batch_1.bin").is_file():
         batches = [_read_cifar_batch(folder / f"data_batch_{i}.bin") for i in range(1, 6)]
         train = np.concatenate(batches)
@@ -334,3 +361,54 @@ def _read_image_folder(
             images.append(pixels.reshape(-1))
             labels.append(label)
     return np.stack(images), np.asarray(labels), shape
+
+
+# ---- COIL-100
+
+
+def _coil_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """Object (from 1), angle and path of every image of the published layout, in that order."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if named := re.fullmatch(r"obj(\d+)__(\d+)\.png", path.name):
+            found.append((int(named[1]), int(named[2]), path))
+    return sorted(found)
+
+
+def _find_coil(root: Path) -> Path:
+    folder = next((f for f in (root, *(root / name for name in FOLDERS["coil100"])) if _coil_files(f)), None)
+    if folder is None:
+        raise FileNotFoundError(
+            f"coil100: expected files obj<1..100>__<angle>.png in {root} or {root / 'coil-100'};"
+            f" the data set is at {COIL_SOURCE}"
+        )
+    return folder
+
+
+def _load_coil(folder: Path) -> DataSet:
+    """Grey images of 32 x 32 pixels, a random fifth of all views held out (the same at every call)."""
+    image_module = require("PIL.Image", "train")
+    images, labels = [], []
+    for label, _, path in _coil_files(folder):
+        try:
+            with image_module.open(path) as image:
+                images.append(
+                    np.asarray(image.convert("L").resize((COIL_SIDE, COIL_SIDE), image_module.Resampling.BOX))
+                )
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataFileError(f"{path}: expected an image, got a damaged file ({error})") from None
+        labels.append(label)
+    names = sorted(set(labels))
+    if names != list(range(1, len(names) + 1)) or len(names) < 2:
+        raise DataFileError(
+            f"{folder}: expected objects 1, 2, ... without gaps, got {len(names)}, the last {names[-1]}"
+        )
+    order = np.random.RandomState(0).permutation(len(labels))
+    held = round(COIL_TEST * len(labels))
+    if held == 0:
+        raise DataFileError(f"{folder}: expected enough images to hold a fifth out, got {len(labels)}")
+    inputs = torch.from_numpy(np.stack(images).reshape(len(labels), -1)[order])
+    targets = torch.from_numpy(np.asarray(labels, np.int64)[order] - 1)
+    return DataSet("coil100", inputs[:-held].clone(), targets[:-held].clone(), inputs[-held:].clone(),
+                   targets[-held:].clone(), scale=1 / 256, classes=tuple(map(str, names)),
+                   image_shape=(1, COIL_SIDE, COIL_SIDE))  # fmt: skip

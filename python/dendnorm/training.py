@@ -212,7 +212,7 @@ def _pointwise(settings: Settings) -> str:
 
 def _std(layer: SparseLinear, settings: Settings) -> float:
     """Standard deviation of the values that a layer starts and regrows with: see ``Settings.matched``."""
-    if not settings.matched or layer.norm.e is not None:
+    if not settings.matched or layer.norm.scales:
         return 1.0
     return settings.s * layer.out_features / layer.nnz
 
@@ -525,7 +525,8 @@ def table(results: dict[str, Any], summary: dict[str, dict[str, Any]]) -> str:
     lines = [f"# {describe(results)}", ""]
     lines.append(
         f"{settings['activation']} units, {optimiser(settings)}, minibatch {settings['batch']}, learning rate"
-        f" {settings['lr']} ({settings['schedule']}), excitability starts at {settings['s']:g}. Mean and standard deviation over trials, at the last epoch."
+        f" {settings['lr']} ({settings['schedule']}), excitability starts at {settings['s']:g}. Mean and standard"
+        " deviation over trials, at the last epoch."
     )
     if results["interrupted"]:
         lines += ["", "**Interrupted: this is what was finished.**"]
