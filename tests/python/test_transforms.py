@@ -41,6 +41,7 @@ def network() -> torch.nn.Sequential:
     )
 
 
+@pytest.mark.feature("torch.compile, full graph and dynamic shapes, forward and backward")
 def test_compile_fullgraph_equals_eager_forward_and_backward():
     model = network()
     compiled = torch.compile(model, fullgraph=True, dynamic=True)
@@ -74,6 +75,7 @@ def test_compile_of_functional_effective_weight():
     torch.testing.assert_close(torch.autograd.grad(got, [layer.weight, layer.norm.excitability]), wanted)
 
 
+@pytest.mark.feature("torch.export with a dynamic batch")
 def test_export():
     model = network().eval()
     x = torch.randn(4, 12)
@@ -88,6 +90,7 @@ def test_export():
 # torch.func
 
 
+@pytest.mark.feature("torch.func.grad through functional_call, every norm")
 @every_norm
 def test_grad_of_functional_call(norm):
     layer, x = layer_of(norm), inputs(4)
@@ -102,6 +105,7 @@ def test_grad_of_functional_call(norm):
     torch.testing.assert_close(got_x, leaf.grad)
 
 
+@pytest.mark.feature("torch.func.vmap over inputs, as one call of the kernel")
 @pytest.mark.parametrize("in_dim", [0, 1, -2])
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)])
 def test_vmap_over_inputs_is_one_batch(shape, in_dim):
@@ -131,6 +135,7 @@ def test_vmap_over_no_slices():
     assert vmap(layer)(inputs(0, 3)).shape == (0, 3, 5)
 
 
+@pytest.mark.feature("torch.func: a gradient for each example")
 @every_norm
 def test_gradients_for_each_example(norm):
     layer, x = layer_of(norm), inputs(4)
@@ -145,6 +150,7 @@ def test_gradients_for_each_example(norm):
         torch.testing.assert_close(got[1][index], wanted[1])
 
 
+@pytest.mark.feature("torch.func.vmap over an ensemble of layers with one pattern")
 @every_norm
 def test_an_ensemble_with_one_pattern(norm):
     layers = [layer_of(norm) for _ in range(3)]
@@ -169,6 +175,7 @@ def test_an_ensemble_with_one_pattern(norm):
         torch.testing.assert_close({name: value[index] for name, value in gradients.items()}, wanted)
 
 
+@pytest.mark.feature("torch.func.vmap over an ensemble with a pattern for each layer")
 def test_an_ensemble_with_a_pattern_for_each():
     layers = [layer_of(seed=seed) for seed in range(3)]
     parameters, buffers = stack_module_state(layers)
@@ -191,6 +198,7 @@ def test_vmap_of_effective_weight_and_sampled_product():
     torch.testing.assert_close(got, torch.stack([ops.sampled_product(rows[0], c, *pattern) for c in columns]))
 
 
+@pytest.mark.feature("torch.func.jacrev and jacfwd")
 @every_norm
 def test_jacobians_in_both_modes(norm):
     layer, x = layer_of(norm), inputs()
@@ -210,6 +218,7 @@ def test_jacobians_in_both_modes(norm):
         torch.testing.assert_close(reverse[name], torch.stack(rows))
 
 
+@pytest.mark.feature("torch.func.jvp")
 @every_norm
 def test_jvp_is_the_directional_derivative(norm):
     layer, x = layer_of(norm), inputs(3)
@@ -231,6 +240,7 @@ def test_jvp_is_the_directional_derivative(norm):
     torch.testing.assert_close(tangent, (moved(1) - moved(-1)) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.feature("torch.func: Hessians, reverse over reverse")
 @every_norm
 def test_hessian(norm):
     layer, x = layer_of(norm), inputs(3)
@@ -247,6 +257,7 @@ def test_hessian(norm):
 # autocast
 
 
+@pytest.mark.feature("autocast to bfloat16 on the CPU")
 def test_autocast_casts_the_input_and_not_the_values():
     layer = layer_of(dtype=torch.float32)
     x = inputs(4, dtype=torch.float32).requires_grad_()
