@@ -6,16 +6,17 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
-from . import analysis, functional, norms
+from . import analysis, checkpoint, functional, norms
 from .activations import SReLU
+from .checkpoint import load, save
 from .convert import param_groups, sparsify
 from .functional import Pattern
 from .layers import SparseLinear
 from .norms import Norm
 from .rewiring import SET
 
-__all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "functional", "norms", "param_groups",
-           "sparsify"]  # fmt: skip
+__all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "functional", "load", "norms",
+           "param_groups", "save", "sparsify"]  # fmt: skip
 
 
 def _version() -> str:
