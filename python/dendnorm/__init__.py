@@ -14,9 +14,10 @@ from .functional import Pattern
 from .layers import SparseLinear
 from .norms import Norm
 from .rewiring import SET
+from .summaries import summary
 
 __all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "functional", "load", "norms",
-           "param_groups", "save", "sparsify"]  # fmt: skip
+           "param_groups", "save", "sparsify", "summary"]  # fmt: skip
 
 
 def _version() -> str:

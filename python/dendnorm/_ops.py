@@ -7,9 +7,11 @@ weights or pattern for each slice (an ensemble), runs once for each slice and is
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import register_flop_formula
 
 try:
     from . import _C
@@ -59,6 +61,19 @@ def build_info() -> dict[str, Any]:
 def cpu_capability() -> str:
     """The instruction set that the CPU kernels use: "default", "avx2" or "avx512"."""
     return _C.cpu_capability()
+
+
+# For torch.utils.flop_counter: 2 for each multiply-add, as its own formulas count.
+
+
+@register_flop_formula(torch.ops.dendnorm.sparse_linear)
+def _sparse_linear_flops(input: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(input[:-1]) * weight[0]
+
+
+@register_flop_formula(torch.ops.dendnorm.sparse_linear_backward)
+def _sparse_linear_backward_flops(grad_output: Any, input: Any, weight: Any, *rest: Any, out_shape: Any = None) -> int:
+    return 2 * math.prod(input[:-1]) * weight[0] * sum(rest[-1][:2])
 
 
 def _leading(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:

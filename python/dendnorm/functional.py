@@ -138,6 +138,10 @@ class Pattern(NamedTuple):
         col = torch.repeat_interleave(columns, self.ccol_indices.diff().long(), output_size=self.nnz)
         return self.row_indices.long(), col
 
+    def clone(self) -> Pattern:
+        """The same pattern with its own memory: one that a rewiring does not write into."""
+        return Pattern(*(tensor.clone() for tensor in self))
+
     def to(self, device: torch.device | str) -> Pattern:
         """The same pattern on another device."""
         return Pattern(*(tensor.to(device) for tensor in self))

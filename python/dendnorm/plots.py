@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import analysis
 from ._extras import require
+from .layers import SparseLinear
 
-__all__ = ["afferents", "bench", "curves", "efferents", "finished", "learning", "marks", "orders"]
+__all__ = ["afferents", "bench", "curves", "distributions", "efferents", "finished", "learning", "marks", "orders"]
 
 # Distinct for colour-blind readers too (Okabe and Ito), the control in black as in the paper.
 COLOURS = {"none": "#000000", "l0": "#0072b2"}
@@ -255,4 +257,33 @@ def orders(results: dict[str, Any], path: str | Path) -> None:
     for axes in panels[-1]:
         axes.set_xlabel("p")
     panels[0][0].legend(frameon=False, fontsize=8)
+    _save(figure, panels, path)
+
+
+def distributions(model: Any, path: str | Path) -> None:
+    """A row for each sparse layer of a model: degrees of its output neurons, of its inputs, and effective weights.
+
+    Args:
+        model: a module with at least one ``SparseLinear``.
+        path: the picture to write.
+
+    Raises:
+        ValueError: there is none.
+    """
+    figure_module = require("matplotlib.figure", "train")
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, SparseLinear)]
+    if not layers:
+        raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
+    figure = figure_module.Figure(figsize=(11, 0.6 + 2.6 * len(layers)), layout="constrained")
+    panels = figure.subplots(len(layers), 3, squeeze=False)
+    for row, (name, layer) in zip(panels, layers, strict=True):
+        for axes, side, label in ((row[0], "in", "afferents of an output"), (row[1], "out", "efferents of an input")):
+            counts = analysis.degree_histogram(layer, side).tolist()
+            axes.bar(range(len(counts)), counts, width=1.0, color=MORE_COLOURS[0 if side == "in" else 1])
+            axes.set(xlabel=f"{label} neuron", ylabel="neurons")
+        counts, edges = analysis.weight_histogram(layer)
+        row[2].stairs(counts.tolist(), edges.tolist(), fill=True, color=COLOURS["l0"])
+        row[2].set(xlabel="effective weight", ylabel="connections")
+        row[0].set_title(f"{name or type(layer).__name__}: {layer.nnz:,} connections, {100 * layer.density:.3g} %",
+                         loc="left", fontsize=10)  # fmt: skip
     _save(figure, panels, path)
