@@ -76,6 +76,25 @@ void mark_smallest(const T* score, std::int64_t n, std::int64_t k, bool* chosen)
   }
 }
 
+// Compacts a pattern in column order to the connections that are not dropped; removed[i] is the position of the i-th
+// that is. As many as removed and row_left have room for are dropped.
+inline void excise(const std::int32_t* ccol_indices, const std::int32_t* row_indices, std::int64_t cols,
+                   const std::uint8_t* dropped, std::int32_t* ccol_left, std::int32_t* row_left,
+                   std::int32_t* removed) {
+  std::int32_t left = 0, gone = 0;
+  ccol_left[0] = 0;
+  for (std::int64_t column = 0; column < cols; ++column) {
+    for (std::int32_t k = ccol_indices[column]; k < ccol_indices[column + 1]; ++k) {
+      if (dropped[k] != 0) {
+        removed[gone++] = k;
+      } else {
+        row_left[left++] = row_indices[k];
+      }
+    }
+    ccol_left[column + 1] = left;
+  }
+}
+
 // The key of the index-th empty position of a sound pattern in column order. The empty positions before column c, and
 // within it those before its j-th connection, are known without a list, so two binary searches find it.
 DENDNORM_HD inline std::int64_t empty_key(std::int64_t index, const std::int32_t* ccol_indices,

@@ -20,18 +20,29 @@ TORCH_LIBRARY(dendnorm, m) {
         ", bool[2] output_mask) -> (Tensor, Tensor)");
   m.def("sampled_product(Tensor rows, Tensor columns, " PATTERN ") -> Tensor");
 
-  // Patterns.
+  // Patterns. `sound` says that check_pattern would find nothing, as in what these ops made: they then don't look.
   m.def("check_pattern(Tensor compressed, Tensor indices, int size, str compressed_name, str indices_name) -> ()");
-  m.def("transpose_pattern(Tensor compressed, Tensor indices, int size) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "transpose_pattern(Tensor compressed, Tensor indices, int size, *, bool sound=False) -> (Tensor, Tensor, "
+      "Tensor)");
 
-  // Rewiring.
-  m.def("weakest(Tensor score, int k) -> Tensor");
+  // Rewiring. What is wrong with values is raised where no `status` is given, for which a GPU must be waited for. With
+  // one, an int64 tensor (4,) that begins with 2^63 - 1 (see core/status.h), it is written there and the results are of
+  // no use but safe to go on with, so nothing waits: writers leave everything as it was when a status tells of a
+  // fault, and raise_fault raises what would have been.
+  m.def("weakest(Tensor score, int k, *, Tensor(a!)? status=None) -> Tensor");
   m.def(
-      "empty_positions(Tensor ccol_indices, Tensor row_indices, int rows, int k, int seed, int step, int layer) "
-      "-> Tensor");
+      "excise(Tensor ccol_indices, Tensor row_indices, Tensor dropped, int k, *, bool sound=False, "
+      "Tensor(a!)? status=None) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "replace_connections(Tensor ccol_indices, Tensor row_indices, int rows, Tensor dropped, Tensor keys) "
-      "-> (Tensor, Tensor, Tensor)");
+      "empty_positions(Tensor ccol_indices, Tensor row_indices, int rows, int k, int seed, int step, int layer, *, "
+      "bool sound=False) -> Tensor");
+  m.def(
+      "replace_connections(Tensor ccol_indices, Tensor row_indices, int rows, Tensor dropped, Tensor keys, *, "
+      "bool sound=False, Tensor(a!)? status=None) -> (Tensor, Tensor, Tensor)");
   m.def("counter_normal(int n, int seed, int step, int layer, *, ScalarType dtype, Device device) -> Tensor");
-  m.def("carry_(Tensor(a!) values, Tensor source, Tensor fill) -> ()");
+  // Writers. Here `sound` says that source and fill came from replace_connections and fit each other.
+  m.def("carry_(Tensor(a!) values, Tensor source, Tensor fill, *, bool sound=False, Tensor? status=None) -> ()");
+  m.def("assign_(Tensor(a!) values, Tensor new_values, *, Tensor? status=None) -> ()");
+  m.def("raise_fault(Tensor status) -> ()");
 }

@@ -1,11 +1,11 @@
-#include "core/rewire.h"
+#include "ops/rewire.h"
 
 #include <ATen/Dispatch.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_like.h>
-#include <c10/core/ScalarType.h>
+#include <c10/core/TensorOptions.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
@@ -13,8 +13,10 @@
 #include <cstdint>
 #include <numeric>
 #include <tuple>
+#include <vector>
 
 #include "core/random.h"
+#include "core/rewire.h"
 #include "ops/pattern.h"
 
 namespace dendnorm::ops {
@@ -22,75 +24,64 @@ namespace {
 
 using at::Tensor;
 
-void check_draw(const char* op, std::int64_t seed, std::int64_t step, std::int64_t layer) {
-  TORCH_CHECK(seed >= 0, "dendnorm::", op, ": seed must be in [0, 2^63), got ", seed);
-  TORCH_CHECK(step >= 0, "dendnorm::", op, ": step must be in [0, 2^63), got ", step);
-  TORCH_CHECK(0 <= layer && layer <= 0xFFFFFFFF, "dendnorm::", op, ": layer must be in [0, 2^32), got ", layer);
+Status* status_of(const OptionalTensor& status) {
+  return given(status) ? reinterpret_cast<Status*>(status->mutable_data_ptr<std::int64_t>()) : nullptr;
 }
 
-void check_vector(const char* op, const char* name, const Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() == 1, "dendnorm::", op, ": ", name, " must be one-dimensional, got shape ",
-              tensor.sym_sizes());
+// To the status where the caller gave one; the least code stays.
+void report(const OptionalTensor& status, const Status& found) {
+  Status* kept = status_of(status);
+  if (kept == nullptr) return raise_fault(found);
+  if (found.code < kept->code) *kept = found;
 }
 
-void check_dtype(const char* op, const char* name, const Tensor& tensor, at::ScalarType expected) {
-  TORCH_CHECK(tensor.scalar_type() == expected, "dendnorm::", op, ": ", name, " must have dtype ",
-              c10::getDtypeNames(expected).first, ", got ", c10::getDtypeNames(tensor.scalar_type()).first);
+bool is_clear(const OptionalTensor& status) {
+  return !given(status) || *status->const_data_ptr<std::int64_t>() == kClear;
 }
 
-void check_device(const char* op, const char* name, const Tensor& tensor, const char* like_name, const Tensor& like) {
-  TORCH_CHECK(tensor.device() == like.device(), "dendnorm::", op, ": ", name, " must be on the device of ", like_name,
-              ", ", like.device(), ", got ", tensor.device());
-}
+// As bytes: a view of other memory as bool may hold more than 0 and 1.
+const std::uint8_t* bytes_of(const Tensor& mask) { return static_cast<const std::uint8_t*>(mask.const_data_ptr()); }
 
-// weakest
-
-void check_score(const Tensor& score, std::int64_t k) {
-  check_vector("weakest", "score", score);
-  TORCH_CHECK(score.scalar_type() == at::kFloat || score.scalar_type() == at::kDouble,
-              "dendnorm::weakest: score must have dtype float32 or float64, got ",
-              c10::getDtypeNames(score.scalar_type()).first);
-  TORCH_CHECK(k >= 0 && score.sym_size(0) >= k, "dendnorm::weakest: k must be in [0, nnz] = [0, ", score.sym_size(0),
-              "], got ", k);
-}
-
-Tensor weakest_cpu(const Tensor& score, std::int64_t k) {
-  check_score(score, k);
+Tensor weakest_cpu(const Tensor& score, std::int64_t k, const OptionalTensor& status) {
+  Tensor chosen = empty_weakest(score, k, status);
   const Tensor values = score.contiguous();
-  Tensor chosen = at::empty(score.sizes(), score.options().dtype(at::kBool));
   AT_DISPATCH_FLOATING_TYPES(score.scalar_type(), "weakest", [&] {
     const scalar_t* begin = values.const_data_ptr<scalar_t>();
     const scalar_t* end = begin + values.numel();
     const scalar_t* nan = std::find_if(begin, end, is_nan<scalar_t>);
-    TORCH_CHECK(nan == end, "dendnorm::weakest: score must be a number everywhere, got nan at position ", nan - begin);
+    if (nan != end) report(status, {code_of(Fault::kNan, nan - begin), {}});
     mark_smallest(begin, values.numel(), k, chosen.mutable_data_ptr<bool>());
   });
   return chosen;
 }
 
-Tensor weakest_meta(const Tensor& score, std::int64_t k) {
-  check_score(score, k);
-  return at::empty_symint(score.sym_sizes(), score.options().dtype(at::kBool));
-}
-
-// empty_positions
-
-void check_empty_positions(const Tensor& ccol_indices, const Tensor& row_indices, std::int64_t rows, std::int64_t k,
-                           std::int64_t seed, std::int64_t step, std::int64_t layer) {
-  check_pattern_tensors("empty_positions", ccol_indices, row_indices, rows, "rows", {});
-  check_draw("empty_positions", seed, step, layer);
-  TORCH_CHECK(k >= 0, "dendnorm::empty_positions: k must be at least 0, got ", k);
+std::tuple<Tensor, Tensor, Tensor> excise_cpu(const Tensor& ccol_indices, const Tensor& row_indices,
+                                              const Tensor& dropped, std::int64_t k, bool sound,
+                                              const OptionalTensor& status) {
+  auto result = empty_excise(ccol_indices, row_indices, dropped, k, status);
+  const Tensor pointers = ccol_indices.contiguous(), entries = row_indices.contiguous(), mask = dropped.contiguous();
+  if (!sound) check_pattern_content("excise", pointers, entries, kAnyRows, {});
+  const std::uint8_t* gone = bytes_of(mask);
+  const std::int64_t nnz = entries.numel(), count = nnz - std::count(gone, gone + nnz, std::uint8_t{0});
+  std::vector<std::uint8_t> others;
+  if (count != k) {
+    report(status, {code_of(Fault::kDropped, 0), {k, count}});
+    others.assign(nnz, 0);
+    std::fill_n(others.begin(), k, std::uint8_t{1});
+    gone = others.data();
+  }
+  excise(pointers.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>(), pointers.numel() - 1, gone,
+         std::get<0>(result).mutable_data_ptr<std::int32_t>(), std::get<1>(result).mutable_data_ptr<std::int32_t>(),
+         std::get<2>(result).mutable_data_ptr<std::int32_t>());
+  return result;
 }
 
 Tensor empty_positions_cpu(const Tensor& ccol_indices, const Tensor& row_indices, std::int64_t rows, std::int64_t k,
-                           std::int64_t seed, std::int64_t step, std::int64_t layer) {
-  check_empty_positions(ccol_indices, row_indices, rows, k, seed, step, layer);
+                           std::int64_t seed, std::int64_t step, std::int64_t layer, bool sound) {
+  Tensor result = empty_positions_result(ccol_indices, row_indices, rows, k, seed, step, layer);
   const Tensor pointers = ccol_indices.contiguous(), entries = row_indices.contiguous();
-  check_pattern_content("empty_positions", pointers, entries, rows, {});
+  if (!sound) check_pattern_content("empty_positions", pointers, entries, rows, {});
   const std::int64_t cols = pointers.numel() - 1, empty = rows * cols - entries.numel();
-  TORCH_CHECK(k <= empty, "dendnorm::empty_positions: k must be in [0, number of empty positions] = [0, ", empty,
-              "], got ", k);
-  Tensor result = at::empty({k}, row_indices.options().dtype(at::kLong));
   auto* keys = result.mutable_data_ptr<std::int64_t>();
   std::iota(keys, keys + k, 0);
   if (0 < k && k < empty) {
@@ -105,83 +96,47 @@ Tensor empty_positions_cpu(const Tensor& ccol_indices, const Tensor& row_indices
   return result;
 }
 
-Tensor empty_positions_meta(const Tensor& ccol_indices, const Tensor& row_indices, std::int64_t rows, std::int64_t k,
-                            std::int64_t seed, std::int64_t step, std::int64_t layer) {
-  check_empty_positions(ccol_indices, row_indices, rows, k, seed, step, layer);
-  return at::empty({k}, row_indices.options().dtype(at::kLong));
-}
-
-// replace_connections
-
-void check_replace_connections(const Tensor& ccol_indices, const Tensor& row_indices, std::int64_t rows,
-                               const Tensor& dropped, const Tensor& keys) {
-  const char* op = "replace_connections";
-  check_pattern_tensors(op, ccol_indices, row_indices, rows, "rows", {});
-  check_vector(op, "dropped", dropped);
-  check_dtype(op, "dropped", dropped, at::kBool);
-  check_device(op, "dropped", dropped, "row_indices", row_indices);
-  TORCH_CHECK(dropped.sym_size(0) == row_indices.sym_size(0), "dendnorm::", op,
-              ": dropped must have one entry for each of the ", row_indices.sym_size(0), " of row_indices, got ",
-              dropped.sym_size(0));
-  check_vector(op, "keys", keys);
-  check_dtype(op, "keys", keys, at::kLong);
-  check_device(op, "keys", keys, "row_indices", row_indices);
+// What is wrong with the number, range or order of the keys.
+Status fault_of_keys(const std::int64_t* keys, std::int64_t count, std::int64_t expected, std::int64_t positions) {
+  if (count != expected) return {code_of(Fault::kCount, 0), {expected, count}};
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int64_t before = i > 0 ? keys[i - 1] : -1;
+    if (keys[i] <= before || keys[i] >= positions) return {code_of(Fault::kKey, i), {keys[i], before, positions}};
+  }
+  return {};
 }
 
 std::tuple<Tensor, Tensor, Tensor> replace_connections_cpu(const Tensor& ccol_indices, const Tensor& row_indices,
-                                                           std::int64_t rows, const Tensor& dropped,
-                                                           const Tensor& keys) {
-  const char* op = "replace_connections";
-  check_replace_connections(ccol_indices, row_indices, rows, dropped, keys);
+                                                           std::int64_t rows, const Tensor& dropped, const Tensor& keys,
+                                                           bool sound, const OptionalTensor& status) {
+  auto result = empty_replacement(ccol_indices, row_indices, rows, dropped, keys, status);
   const Tensor pointers = ccol_indices.contiguous(), entries = row_indices.contiguous();
-  check_pattern_content(op, pointers, entries, rows, {});
-  const Tensor dropped_values = dropped.contiguous(), key_values = keys.contiguous();
-  // As bytes: a view of other memory as bool may hold more than 0 and 1.
-  const auto* gone = static_cast<const std::uint8_t*>(dropped_values.const_data_ptr());
+  if (!sound) check_pattern_content("replace_connections", pointers, entries, rows, {});
+  const Tensor mask = dropped.contiguous(), key_values = keys.contiguous();
+  const std::uint8_t* gone = bytes_of(mask);
   const auto* key = key_values.const_data_ptr<std::int64_t>();
   const std::int64_t nnz = entries.numel(), count = key_values.numel(), cols = pointers.numel() - 1;
-  const std::int64_t expected = nnz - std::count(gone, gone + nnz, std::uint8_t{0});
-  TORCH_CHECK(count == expected, "dendnorm::", op, ": keys must have one entry for each of the ", expected,
-              " dropped connections, got ", count);
-  for (std::int64_t i = 0; i < count; ++i) {
-    TORCH_CHECK(0 <= key[i] && key[i] < rows * cols, "dendnorm::", op, ": keys must be in [0, rows * columns) = [0, ",
-                rows * cols, "), got ", key[i], " at position ", i);
-    TORCH_CHECK(i == 0 || key[i - 1] < key[i], "dendnorm::", op, ": keys must be strictly ascending, got ", key[i],
-                " after ", key[i - 1], " at position ", i);
+  auto& [new_ccol, new_row, source] = result;
+  auto* from = source.mutable_data_ptr<std::int32_t>();
+  Status found = fault_of_keys(key, count, nnz - std::count(gone, gone + nnz, std::uint8_t{0}), rows * cols);
+  if (found.code == kClear) {
+    const std::int64_t taken = replace_connections(
+        pointers.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>(), rows, cols, gone, key, count,
+        new_ccol.mutable_data_ptr<std::int32_t>(), new_row.mutable_data_ptr<std::int32_t>(), from);
+    if (taken >= 0) found = {code_of(Fault::kOccupied, taken), {key[taken], rows}};
   }
-  Tensor new_ccol = at::empty({cols + 1}, pointers.options()), new_row = at::empty({nnz}, entries.options());
-  Tensor source = at::empty({nnz}, entries.options());
-  const std::int64_t taken =
-      replace_connections(pointers.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>(), rows, cols,
-                          gone, key, count, new_ccol.mutable_data_ptr<std::int32_t>(),
-                          new_row.mutable_data_ptr<std::int32_t>(), source.mutable_data_ptr<std::int32_t>());
-  TORCH_CHECK(taken < 0, "dendnorm::", op,
-              ": keys must be empty positions once the dropped ones are, got the connection ", key[taken], " (row ",
-              key[taken] % rows, ", column ", key[taken] / rows, ") at position ", taken);
-  return {new_ccol, new_row, source};
+  if (found.code != kClear) {
+    report(status, found);
+    new_ccol.copy_(pointers);  // nothing has changed
+    new_row.copy_(entries);
+    std::iota(from, from + nnz, 0);
+  }
+  return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> replace_connections_meta(const Tensor& ccol_indices, const Tensor& row_indices,
-                                                            std::int64_t rows, const Tensor& dropped,
-                                                            const Tensor& keys) {
-  check_replace_connections(ccol_indices, row_indices, rows, dropped, keys);
-  return {at::empty_symint(ccol_indices.sym_sizes(), ccol_indices.options()),
-          at::empty_symint(row_indices.sym_sizes(), row_indices.options()),
-          at::empty_symint(row_indices.sym_sizes(), row_indices.options())};
-}
-
-// counter_normal
-
-// It takes no tensor, so this one kernel serves every device. The bits are those of the device's own kernel.
-Tensor counter_normal(std::int64_t n, std::int64_t seed, std::int64_t step, std::int64_t layer, at::ScalarType dtype,
-                      at::Device device) {
-  TORCH_CHECK(n >= 0, "dendnorm::counter_normal: n must be at least 0, got ", n);
-  check_draw("counter_normal", seed, step, layer);
-  TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble,
-              "dendnorm::counter_normal: dtype must be float32 or float64, got ", c10::getDtypeNames(dtype).first);
-  const auto options = at::TensorOptions().dtype(dtype);
-  if (device.is_meta()) return at::empty({n}, options.device(device));
-  Tensor result = at::empty({n}, options.device(at::kCPU));
+Tensor counter_normal_cpu(std::int64_t n, std::int64_t seed, std::int64_t step, std::int64_t layer,
+                          at::ScalarType dtype, at::Device device) {
+  Tensor result = empty_normal(n, seed, step, layer, dtype, device);
   const Stream stream = stream_of(seed, step, static_cast<std::uint32_t>(layer), Purpose::kValue);
   AT_DISPATCH_FLOATING_TYPES(dtype, "counter_normal", [&] {
     auto* values = result.mutable_data_ptr<scalar_t>();
@@ -191,22 +146,17 @@ Tensor counter_normal(std::int64_t n, std::int64_t seed, std::int64_t step, std:
       if (i + 1 < n) values[i + 1] = static_cast<scalar_t>(pair.second);
     }
   });
-  return device.is_cpu() ? result : result.to(device);
+  return result;
 }
 
-// carry_
-
-void check_carry(const Tensor& values, const Tensor& source, const Tensor& fill) {
-  check_vector("carry_", "values", values);
-  check_vector("carry_", "source", source);
-  check_dtype("carry_", "source", source, at::kInt);
-  check_device("carry_", "source", source, "values", values);
-  TORCH_CHECK(source.sym_size(0) == values.sym_size(0), "dendnorm::carry_: source must have one entry for each of the ",
-              values.sym_size(0), " of values, got ", source.sym_size(0));
-  TORCH_CHECK(fill.dim() <= 1, "dendnorm::carry_: fill must have shape () or (number of new entries,), got ",
-              fill.sym_sizes());
-  check_dtype("carry_", "fill", fill, values.scalar_type());
-  check_device("carry_", "fill", fill, "values", values);
+// It takes no tensor that would tell the dispatcher whose kernel to call.
+Tensor counter_normal_anywhere(std::int64_t n, std::int64_t seed, std::int64_t step, std::int64_t layer,
+                               at::ScalarType dtype, at::Device device) {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("dendnorm::counter_normal", "")
+                             .typed<decltype(counter_normal_anywhere)>();
+  const auto key = c10::computeDispatchKey(dtype, at::kStrided, device);
+  return op.redispatch(c10::DispatchKeySet(key), n, seed, step, layer, dtype, device);
 }
 
 template <class T>
@@ -219,11 +169,7 @@ struct Pair64 {
   std::uint64_t word[2];
 };
 
-void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill) {
-  check_carry(values, source, fill);
-  const Tensor sources = source.contiguous(), fills = fill.contiguous(), old = values.contiguous();
-  const auto* from = sources.const_data_ptr<std::int32_t>();
-  const std::int64_t n = old.numel();
+void check_source(const std::int32_t* from, std::int64_t n, const Tensor& fill) {
   for (std::int64_t k = 0; k < n; ++k) {
     TORCH_CHECK(-1 <= from[k] && from[k] < n, "dendnorm::carry_: source must be in [-1, ", n, "), got ", from[k],
                 " at position ", k);
@@ -231,6 +177,19 @@ void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill) {
   const std::int64_t fresh = std::count(from, from + n, -1);
   TORCH_CHECK(fill.dim() == 0 || fill.numel() == fresh, "dendnorm::carry_: fill must have shape () or (", fresh,
               ",), one entry for each -1 in source, got ", fill.sizes());
+}
+
+// copy_ takes any strides and tells autograd that what it may have saved has changed.
+void write(Tensor& values, const Tensor& result) {
+  const at::AutoDispatchBelowAutograd no_history;
+  values.copy_(result);
+}
+
+void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill, bool sound, const OptionalTensor& status) {
+  check_carry(values, source, fill, status);
+  const Tensor sources = source.contiguous(), fills = fill.contiguous(), old = values.contiguous();
+  if (!sound) check_source(sources.const_data_ptr<std::int32_t>(), old.numel(), fill);
+  if (!is_clear(status)) return;
   Tensor result = at::empty_like(old);
   // Values are moved, never read: their size is all that matters.
   switch (old.element_size()) {
@@ -238,34 +197,69 @@ void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill) {
     case 2: carry_words<std::uint16_t>(old, sources, fills, result); break;
     case 4: carry_words<std::uint32_t>(old, sources, fills, result); break;
     case 8: carry_words<std::uint64_t>(old, sources, fills, result); break;
-    case 16: carry_words<Pair64>(old, sources, fills, result); break;
-    default:
-      TORCH_CHECK(false, "dendnorm::carry_: values must have a dtype of 1, 2, 4, 8 or 16 bytes, got ",
-                  values.scalar_type());
+    default: carry_words<Pair64>(old, sources, fills, result);
   }
-  // copy_ takes any strides and tells autograd that what it may have saved has changed.
-  const at::AutoDispatchBelowAutograd no_history;
-  values.copy_(result);
+  write(values, result);
 }
 
-void carry_meta(Tensor& values, const Tensor& source, const Tensor& fill) { check_carry(values, source, fill); }
+void assign_cpu(Tensor& values, const Tensor& new_values, const OptionalTensor& status) {
+  check_assign(values, new_values, status);
+  if (is_clear(status)) write(values, new_values);
+}
+
+// What tracing needs: the shapes.
+
+Tensor weakest_meta(const Tensor& score, std::int64_t k, const OptionalTensor& status) {
+  return empty_weakest(score, k, status);
+}
+
+std::tuple<Tensor, Tensor, Tensor> excise_meta(const Tensor& ccol_indices, const Tensor& row_indices,
+                                               const Tensor& dropped, std::int64_t k, bool,
+                                               const OptionalTensor& status) {
+  return empty_excise(ccol_indices, row_indices, dropped, k, status);
+}
+
+Tensor empty_positions_meta(const Tensor& ccol_indices, const Tensor& row_indices, std::int64_t rows, std::int64_t k,
+                            std::int64_t seed, std::int64_t step, std::int64_t layer, bool) {
+  return empty_positions_result(ccol_indices, row_indices, rows, k, seed, step, layer);
+}
+
+std::tuple<Tensor, Tensor, Tensor> replace_connections_meta(const Tensor& ccol_indices, const Tensor& row_indices,
+                                                            std::int64_t rows, const Tensor& dropped,
+                                                            const Tensor& keys, bool, const OptionalTensor& status) {
+  return empty_replacement(ccol_indices, row_indices, rows, dropped, keys, status);
+}
+
+void carry_meta(Tensor& values, const Tensor& source, const Tensor& fill, bool, const OptionalTensor& status) {
+  check_carry(values, source, fill, status);
+}
+
+void assign_meta(Tensor& values, const Tensor& new_values, const OptionalTensor& status) {
+  check_assign(values, new_values, status);
+}
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
   m.impl("weakest", weakest_cpu);
+  m.impl("excise", excise_cpu);
   m.impl("empty_positions", empty_positions_cpu);
   m.impl("replace_connections", replace_connections_cpu);
+  m.impl("counter_normal", counter_normal_cpu);
   m.impl("carry_", carry_cpu);
+  m.impl("assign_", assign_cpu);
 }
 
 TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
   m.impl("weakest", weakest_meta);
+  m.impl("excise", excise_meta);
   m.impl("empty_positions", empty_positions_meta);
   m.impl("replace_connections", replace_connections_meta);
+  m.impl("counter_normal", empty_normal);
   m.impl("carry_", carry_meta);
+  m.impl("assign_", assign_meta);
 }
 
-TORCH_LIBRARY_IMPL(dendnorm, CompositeExplicitAutograd, m) { m.impl("counter_normal", counter_normal); }
+TORCH_LIBRARY_IMPL(dendnorm, BackendSelect, m) { m.impl("counter_normal", counter_normal_anywhere); }
 
 }  // namespace dendnorm::ops

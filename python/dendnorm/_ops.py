@@ -22,13 +22,18 @@ except ImportError as error:
     ) from error
 
 __all__ = [
+    "assign_",
     "build_info",
+    "carry_",
     "check_pattern",
     "counter_normal",
     "cpu_capability",
     "effective_weight",
     "empty_positions",
+    "excise",
     "has_kernel",
+    "raise_fault",
+    "replace_connections",
     "sparse_linear",
     "transpose_pattern",
     "weakest",
@@ -45,6 +50,11 @@ transpose_pattern = torch.ops.dendnorm.transpose_pattern.default
 empty_positions = torch.ops.dendnorm.empty_positions.default
 counter_normal = torch.ops.dendnorm.counter_normal.default
 weakest = torch.ops.dendnorm.weakest.default
+excise = torch.ops.dendnorm.excise.default
+replace_connections = torch.ops.dendnorm.replace_connections.default
+carry_ = torch.ops.dendnorm.carry_.default
+assign_ = torch.ops.dendnorm.assign_.default
+raise_fault = torch.ops.dendnorm.raise_fault.default
 
 
 def has_kernel(op: str, device: torch.device) -> bool:

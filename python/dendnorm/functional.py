@@ -48,11 +48,11 @@ def _checked(compressed: torch.Tensor, indices: torch.Tensor, segments: int, siz
 def _transposed(
     compressed: torch.Tensor, indices: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The other view of a checked pattern, and for each of its entries the position in this one."""
+    """The other view of a pattern that is known to be sound, and for each of its entries the position in this one."""
     device = compressed.device
     if _ops.has_kernel("transpose_pattern", device):
-        return _ops.transpose_pattern(compressed, indices, size)
-    pointers, others, perm = _ops.transpose_pattern(compressed.cpu(), indices.cpu(), size)
+        return _ops.transpose_pattern(compressed, indices, size, sound=True)
+    pointers, others, perm = _ops.transpose_pattern(compressed.cpu(), indices.cpu(), size, sound=True)
     return pointers.to(device), others.to(device), perm.to(device)
 
 

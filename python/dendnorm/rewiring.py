@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -15,8 +15,9 @@ from .layers import SparseLinear
 
 __all__ = ["SET", "LayerReport", "RewireReport"]
 
-_replace_connections = torch.ops.dendnorm.replace_connections.default
-_carry_ = torch.ops.dendnorm.carry_.default
+# A status, as csrc/core/status.h has it: a code, which is this where nothing is wrong, and what its message tells.
+_CLEAR, _STATUS_WORDS = 2**63 - 1, 4
+_OTHER_PATTERN = 6 << 32
 
 Edges = tuple[torch.Tensor, torch.Tensor]
 
@@ -43,20 +44,29 @@ class LayerReport:
         return f"LayerReport(name={self.name!r}, k={self.k}, nnz={self.nnz})"
 
 
-@dataclass(frozen=True, eq=False)
 class RewireReport(Sequence):
     """What one rewiring did: a sequence of ``LayerReport``, in the order of the layers.
 
+    On a GPU, ``SET.step`` returns before the device has done its work. Whoever looks at a layer's report waits for the
+    device, and gets the ValueError that ``step`` would have raised on the CPU.
+
     Attributes:
         step: the number of this rewiring, from 1.
-        layers: the reports.
+        layers: the reports, a tuple.
     """
 
-    step: int
-    layers: tuple[LayerReport, ...]
+    def __init__(self, step: int, layers: tuple[LayerReport, ...], outcome: _Outcome | None = None) -> None:
+        self.step = step
+        self._layers, self._outcome = layers, outcome
+
+    @property
+    def layers(self) -> tuple[LayerReport, ...]:
+        if self._outcome is not None:
+            self._outcome.check()
+        return self._layers
 
     def __len__(self) -> int:
-        return len(self.layers)
+        return len(self._layers)
 
     def __iter__(self) -> Iterator[LayerReport]:
         return iter(self.layers)
@@ -68,9 +78,51 @@ class RewireReport(Sequence):
     def __getitem__(self, index):
         return self.layers[index]
 
+    def __repr__(self) -> str:
+        return f"RewireReport(step={self.step}, layers={self._layers!r})"
+
     def __str__(self) -> str:
         lines = [f"{layer.name or 'layer'}: {layer.k} of {layer.nnz} connections replaced" for layer in self.layers]
         return "\n".join([f"rewiring {self.step}", *(f"  {line}" for line in lines)])
+
+
+def _defers(devices: set[torch.device]) -> bool:
+    """Whether faults in values are found while nobody waits: on one GPU, where all writes come after all checks."""
+    return all(device.type == "cuda" and _ops.has_kernel("weakest", device) for device in devices) and len(devices) == 1
+
+
+class _Outcome:
+    """How a rewiring went that the device does in its own time."""
+
+    def __init__(self, status: torch.Tensor, names: list[str], failed: Callable[[_Outcome], None]) -> None:
+        self._names, self._failed, self._message = names, failed, None
+        self._status, self._done = status, None
+        if status.is_cuda:
+            self._status = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
+            self._status.copy_(status, non_blocking=True)
+            self._done = torch.cuda.current_stream(status.device).record_event()
+
+    def check(self) -> None:
+        """Wait until it is known; raise what was wrong."""
+        if self._status is not None:
+            if self._done is not None:
+                self._done.synchronize()
+            status, self._status = self._status, None
+            for name, row in zip(self._names, status, strict=True):
+                try:
+                    _ops.raise_fault(row)
+                except RuntimeError as error:
+                    self._message = str(_of_layer(name, error))
+                    self._failed(self)
+                    break
+        if self._message is not None:
+            raise ValueError(self._message)
+
+
+def _of_layer(name: str, error: RuntimeError) -> Exception:
+    """The first line of an op's refusal; what may follow it is a trace through C++. Other errors are left alone."""
+    message = str(error).partition("\n")[0]
+    return ValueError(f"layer {name!r}: {message}") if type(error) is RuntimeError else error
 
 
 @dataclass(frozen=True)
@@ -84,22 +136,28 @@ class _Rewiring:
     values: torch.Tensor  # (k,): v of the new ones
     companions: list[torch.Tensor]  # the gradient and the optimizer's state, of the weight's shape
 
-    def write(self) -> None:
+    def write(self, status: torch.Tensor | None) -> None:
+        """Nothing is written where a status tells of a fault."""
         if self.report.k == 0:
             return
         for layer in self.layers:
-            layer._write(self.pattern)
-        _carry(self.layers[0].weight, self.source, self.values)
+            if status is None:
+                layer._write(self.pattern)
+            else:
+                for buffer, tensor in zip(layer.pattern, self.pattern, strict=True):
+                    _ops.assign_(buffer, tensor, status=status)
+        _carry(self.layers[0].weight, self.source, self.values, status)
         for tensor in self.companions:
-            _carry(tensor, self.source, tensor.new_zeros(()))
+            _carry(tensor, self.source, tensor.new_zeros(()), status)
 
 
-def _carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor) -> None:
-    if _ops.has_kernel("carry_", values.device):
-        _carry_(values, source.to(values.device), fill.to(values.device))
+def _carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
+    device = values.device
+    if _ops.has_kernel("carry_", device):
+        _ops.carry_(values, source.to(device), fill.to(device), sound=True, status=status)
     else:
         moved = values.cpu()
-        _carry_(moved, source.cpu(), fill.cpu())
+        _ops.carry_(moved, source.cpu(), fill.cpu(), sound=True)
         values.copy_(moved)
 
 
@@ -137,7 +195,11 @@ class SET:
     pattern, on every device and every rank. A layer that the model holds twice is rewired once. So are layers that
     share a weight: the first decides, and all must have the same pattern.
 
-    A step that fails leaves model and optimizer as they were: everything is computed before anything is written.
+    A step that fails leaves model and optimizer as they were: everything is computed before anything is written. On a
+    GPU nothing waits for the device, and what only values can show to be wrong (an effective weight that is NaN) is
+    known later: the device then writes nothing, and the error is raised by whatever comes first of reading the report,
+    ``state_dict()`` and the next ``step()``. Where the layers and their optimizer's state lie on several devices,
+    ``step()`` waits for them and raises by itself.
 
     Variants override ``importance`` (what goes), ``grow`` (what comes) or ``draw`` (with which values).
 
@@ -180,6 +242,8 @@ class SET:
         self.report: RewireReport | None = None
         self._steps = 0  # rewirings so far
         self._calls = 0  # steps of the optimizer since the latest one
+        self._pending: _Outcome | None = None  # of the latest rewiring, until it is known
+        self._before: tuple[int, RewireReport | None] = (0, None)  # _steps and report before it
         self._layers()
         self._handle = None
         if every is not None:
@@ -211,12 +275,28 @@ class SET:
             ValueError: an effective weight that is NaN, a layer on the meta device, an optimizer that does not hold a
                 layer's weight, or state that cannot be written in place. Names the layer; nothing has changed then.
         """
+        self._settle()
         number = self._steps + 1  # 0 is the draw of a fresh layer
-        planned = [self._plan(name, layers, number, index) for index, (name, layers) in enumerate(self._layers())]
+        layers = self._layers()
+        companions = [self._companions(name, group[0].weight) for name, group in layers]
+        tensors = [group[0].weight for _, group in layers] + [tensor for found in companions for tensor in found]
+        devices = {tensor.device for tensor in tensors}
+        statuses = [None] * len(layers)
+        if deferred := _defers(devices):
+            status = torch.full((len(layers), _STATUS_WORDS), _CLEAR, dtype=torch.int64, device=devices.pop())
+            statuses = list(status)
+        planned = [
+            self._plan(name, group, number, index, companions[index], statuses[index])
+            for index, (name, group) in enumerate(layers)
+        ]
+        worst = status[status[:, :1].argmin(0)].flatten() if deferred else None
         for rewiring in planned:
-            rewiring.write()
+            rewiring.write(worst)
+        outcome = _Outcome(status, [name for name, _ in layers], self._failed) if deferred else None
+        self._before = self._steps, self.report
+        self._pending = outcome
         self._steps, self._calls = number, 0
-        self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned))
+        self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned), outcome)
         return self.report
 
     def importance(self, layer: SparseLinear) -> torch.Tensor:
@@ -250,7 +330,12 @@ class SET:
             self._handle = None
 
     def state_dict(self) -> dict[str, int]:
-        """What decides the draws to come: the seed, and how many rewirings and optimizer steps there were."""
+        """What decides the draws to come: the seed, and how many rewirings and optimizer steps there were.
+
+        Raises:
+            ValueError: the latest rewiring failed on a GPU, as it would have on the CPU in ``step``.
+        """
+        self._settle()
         return {"seed": self.seed, "steps": self._steps, "calls": self._calls}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
@@ -265,10 +350,22 @@ class SET:
         if set(state_dict) != set(expected):
             raise ValueError(f"state_dict must have the keys {list(expected)}, got {list(state_dict)}")
         self.seed, self._steps, self._calls = (_whole(f"state_dict[{key!r}]", state_dict[key], 0) for key in expected)
+        self._pending = None
 
     def __repr__(self) -> str:
         names = ", ".join(name or type(layers[0]).__name__ for name, layers in self._layers())
         return f"{type(self).__name__}(zeta={self.zeta:g}, seed={self.seed}, every={self.every}, layers=[{names}])"
+
+    def _settle(self) -> None:
+        """Wait for the latest rewiring, long done as a rule; raises if it failed."""
+        if self._pending is not None:
+            self._pending.check()
+            self._pending = None
+
+    def _failed(self, outcome: _Outcome) -> None:
+        if outcome is self._pending:
+            self._pending = None
+            self._steps, self.report = self._before
 
     def _after_optimizer_step(self, *_: object) -> None:
         self._calls += 1
@@ -293,38 +390,59 @@ class SET:
                     )
         return list(by_weight.values())
 
-    def _plan(self, name: str, layers: list[SparseLinear], step: int, index: int) -> _Rewiring:
+    def _plan(
+        self,
+        name: str,
+        layers: list[SparseLinear],
+        step: int,
+        index: int,
+        companions: list[torch.Tensor],
+        status: torch.Tensor | None,
+    ) -> _Rewiring:
         layer = layers[0]
         device = layer.weight.device
-        if device.type == "meta":
-            raise ValueError(f"layer {name!r} must have values to be rewired, got one on the meta device")
-        for other in layers[1:]:
-            if not all(map(torch.equal, layer.pattern[:2], other.pattern[:2])):
-                raise ValueError(f"layers that share the weight of layer {name!r} must have its pattern, got another")
-        companions = self._companions(name, layer.weight)
+        self._check_shared(name, layers, status)
         k = round(self.zeta * layer.nnz)
         # Where this build has no kernels for the device, the CPU draws the same.
         home = device if _ops.has_kernel("weakest", device) else torch.device("cpu")
         ccol, row = (indices.to(home) for indices in layer.pattern[:2])
         importance = self.importance(layer).to(home)
         try:
-            dropped = _ops.weakest(importance, k)
+            dropped = _ops.weakest(importance, k, status=status)
+            left, row_left, removed = _ops.excise(ccol, row, dropped, k, sound=True, status=status)
         except RuntimeError as error:
-            raise ValueError(f"layer {name!r}: {str(error).partition(chr(10))[0]}") from None
-        kept = ~dropped
-        left = torch.cat([kept.new_zeros(1, dtype=torch.int32), kept.cumsum(0, dtype=torch.int32)])[ccol.long()]
-        keys = self.grow(layer, left, row[kept], k, step, index)
-        new_ccol, new_row, source = _replace_connections(ccol, row, layer.out_features, dropped, keys)
+            raise _of_layer(name, error) from None
+        keys = self.grow(layer, left, row_left, k, step, index)
+        try:
+            new_ccol, new_row, source = _ops.replace_connections(
+                ccol, row, layer.out_features, dropped, keys, sound=True, status=status
+            )
+        except RuntimeError as error:
+            raise _of_layer(name, error) from None
         values = self.draw(layer, k, step, index, home)
-        old_row, old_col = layer.edges()
-        gone = dropped.to(device)
-        grown = (keys % layer.out_features).to(device), (keys // layer.out_features).to(device)
-        report = LayerReport(name, k, (old_row[gone], old_col[gone]), grown, layer.nnz)
+        gone = row.index_select(0, removed).long(), torch.searchsorted(ccol, removed, right=True) - 1
+        came = keys % layer.out_features, keys // layer.out_features
+        report = LayerReport(
+            name, k, (gone[0].to(device), gone[1].to(device)), (came[0].to(device), came[1].to(device)), layer.nnz
+        )
         pattern = Pattern(new_ccol, new_row, *_transposed(new_ccol, new_row, layer.out_features))
         return _Rewiring(layers, report, pattern, source, values, companions)
 
+    def _check_shared(self, name: str, layers: list[SparseLinear], status: torch.Tensor | None) -> None:
+        """Layers that share a weight must agree in what its entries are."""
+        for other in layers[1:]:
+            pairs = list(zip(layers[0].pattern[:2], other.pattern[:2], strict=True))
+            same_shape = all(mine.shape == theirs.shape for mine, theirs in pairs)
+            if status is not None and same_shape:
+                differs = torch.stack([(mine != theirs).any() for mine, theirs in pairs]).any()
+                status[0] = torch.where(differs, status[0].clamp(max=_OTHER_PATTERN), status[0])
+            elif not same_shape or not all(torch.equal(mine, theirs) for mine, theirs in pairs):
+                raise ValueError(f"layer {name!r}: layers that share its weight must have its pattern, got another")
+
     def _companions(self, name: str, weight: nn.Parameter) -> list[torch.Tensor]:
         """The tensors that belong to the weight entry by entry, each once; all can be written in place."""
+        if weight.is_meta:
+            raise ValueError(f"layer {name!r} must have values to be rewired, got one on the meta device")
         state = self.optimizer.state.get(weight, {}) if self.optimizer is not None else {}
         found: dict[tuple, torch.Tensor] = {}
         for tensor in [weight.grad, *_tensors_in(state)]:

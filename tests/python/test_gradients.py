@@ -192,19 +192,30 @@ def pattern_op_arguments() -> dict[str, list[tuple[tuple, dict]]]:
     keys = torch.from_numpy(np.flatnonzero(~kept.T.reshape(-1))[[0, 3]].astype(np.int64))
     source = torch.arange(nnz, dtype=torch.int32)
     source[[0, 2]] = -1
+    clear = torch.tensor([2**63 - 1, 0, 0, 0])
     return {
         "check_pattern": [((ccol, row, ROWS, "ccol_indices", "row_indices"), {})],
-        "transpose_pattern": [((ccol, row, ROWS), {}), ((crow, col, COLS), {})],
-        "weakest": [((torch.rand(nnz, dtype=dtype), 3), {}) for dtype in (torch.float32, torch.float64)],
-        "empty_positions": [((ccol, row, ROWS, 3, 1, 2, 3), {}), ((ccol, row, ROWS, 0, 1, 2, 3), {})],
-        "replace_connections": [((ccol, row, ROWS, dropped, keys), {})],
+        "transpose_pattern": [((ccol, row, ROWS), {}), ((crow, col, COLS), {"sound": True})],
+        "weakest": [
+            *(((torch.rand(nnz, dtype=dtype), 3), {}) for dtype in (torch.float32, torch.float64)),
+            ((torch.full((nnz,), torch.nan), 3), {"status": clear.clone()}),
+        ],
+        "excise": [((ccol, row, dropped, 2), {}), ((ccol, row, dropped, 3), {"sound": True, "status": clear.clone()})],
+        "empty_positions": [((ccol, row, ROWS, 3, 1, 2, 3), {}), ((ccol, row, ROWS, 0, 1, 2, 3), {"sound": True})],
+        "replace_connections": [
+            ((ccol, row, ROWS, dropped, keys), {}),
+            ((ccol, row, ROWS, dropped, keys.flip(0)), {"sound": True, "status": clear.clone()}),
+        ],
         "counter_normal": [
             ((7, 1, 2, 3), {"dtype": dtype, "device": torch.device("cpu")}) for dtype in (torch.float32, torch.float64)
         ],
         "carry_": [
             ((torch.rand(nnz), source, torch.rand(2)), {}),
             ((torch.rand(nnz, dtype=torch.float64), source, torch.tensor(0.0, dtype=torch.float64)), {}),
+            ((torch.rand(nnz), source, torch.rand(2)), {"sound": True, "status": clear}),
         ],
+        "assign_": [((row.clone(), row.flip(0)), {}), ((row.clone(), row.flip(0)), {"status": clear})],
+        "raise_fault": [((clear,), {})],
     }
 
 
