@@ -60,7 +60,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--weight-decay", type=float, default=0.0, help="of SGD, for weights")
     parser.add_argument("--dropout", type=float, default=0.0, help="share of hidden outputs set to 0 in training")
     parser.add_argument("--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate")
-    parser.add_argument("--matched", action="store_true", help="the control starts with values s / n, not of size 1")
+    parser.add_argument(
+        "--matched",
+        action="store_true",
+        help="starts matched to the number n of inputs: biases 0, output weights N(0, 1/n), a control's values s/n"
+        " N(0, 1)",
+    )
     parser.add_argument("--epsilon", type=float, default=0.2, help="share of connections that exist")
     parser.add_argument("--zeta", type=float, default=0.15, help="share of connections rewired after each epoch")
     parser.add_argument("--s", type=float, default=25.0, help="excitability at the start")

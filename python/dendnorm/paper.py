@@ -69,9 +69,10 @@ _INSIDE = Panel("784-100-10, MNIST", replace(_BASE, data="mnist", trials=3, insp
 _ORDERS = (1, 2, 3, 4, 5)
 _NORMS = ("l0", *(f"lp:{p}" for p in _ORDERS), "l0-variable", *(f"lp-variable:{p}" for p in _ORDERS))
 _GRID = Grid(lr=(0.01, 0.03, 0.1, 0.3, 1.0), s=(8.0, 25.0))
+_TABLE_GRID = Grid(lr=(0.03, 0.1, 0.3, 1.0), s=(3.0, 8.0, 25.0))
 _TABLE = training.Settings(hidden=(1000, 1000, 1000), epsilon=0.04, activation="relu", batch=100, momentum=0.9,
                            weight_decay=0.0002, dropout=0.3, schedule="cosine", matched=True, trials=2,
-                           epochs=100)  # fmt: skip
+                           epochs=50)  # fmt: skip
 
 EXPERIMENTS: dict[str, Experiment] = {
     "1D": Experiment(
@@ -150,25 +151,25 @@ EXPERIMENTS: dict[str, Experiment] = {
             Panel(
                 "MNIST, 784-1000-1000-1000-10, 4 %",
                 replace(_TABLE, data="mnist"),
-                _GRID,
+                _TABLE_GRID,
                 {"none": 98.74, "l0": 99.63},
             ),
             Panel(
                 "Fashion-MNIST, 784-200-200-200-10, 20 %",
                 replace(_TABLE, data="fashion-mnist", hidden=(200, 200, 200), epsilon=0.2),
-                _GRID,
+                _TABLE_GRID,
                 {"none": 89.01, "l0": 92.23},
             ),
             Panel(
                 "CIFAR-10, 3072-1000-1000-1000-10, 4 %",
                 replace(_TABLE, data="cifar10"),
-                _GRID,
+                _TABLE_GRID,
                 {"none": 74.84, "l0": 77.43},
             ),
             Panel(
                 "COIL-100, 1024-1000-1000-1000-100, 4 %",
                 replace(_TABLE, data="coil100"),
-                replace(_GRID, validation=1000),
+                replace(_TABLE_GRID, validation=1000),
                 {"none": 98.68, "l0": 98.47},
             ),
         ),
@@ -254,11 +255,11 @@ def _wanted(
         raise ValueError(f"data must be among those of {name} ({had}), got {', '.join(data or ())}")
     present, missing = [], {}
     for panel in map(_quick, panels) if quick else panels:
-        length = epochs or panel.settings.epochs
+        length = panel.settings.epochs if epochs is None else epochs
         settings = replace(
             panel.settings,
             root=None if root is None else str(root),
-            trials=trials or panel.settings.trials,
+            trials=panel.settings.trials if trials is None else trials,
             epochs=length,
             inspect=tuple(epoch for epoch in panel.settings.inspect if epoch <= length),
         )

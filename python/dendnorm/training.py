@@ -39,7 +39,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # of the share of all steps 
 }
 FILTER, POOL = 5, 2  # the paper's convolution (figure 3B)
 CHUNK = 4000  # examples turned into floats at a time in training
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 250
 BAR_EVERY = 50  # steps between two updates of the bar: reading the loss waits for a GPU
 PHASES = ("before", "after")
 
@@ -54,8 +54,9 @@ class Settings:
         momentum, weight_decay: of SGD; decay is for the weights of sparse and dense layers.
         dropout: share of each hidden layer's outputs that is set to 0 in training.
         schedule: "constant", or "cosine": the learning rate falls to 0 over all steps as half a cosine.
-        matched: a network without excitability starts, and regrows, with values s / n times those of N(0, 1), n the
-            mean number of afferents of its layer: like the normalised ones that it is compared with.
+        matched: starts are matched to the number of inputs, as deep networks need: biases are 0, output weights are
+            N(0, 1 / inputs), and a network without excitability starts, and regrows, with values s / n times those of
+            N(0, 1), n the mean number of afferents of its layer: like the normalised ones that it is compared with.
         validation: the last so many training examples are held out and take the place of the test examples.
         inspect: epochs after whose rewiring the first sparse layer's ``analysis.snapshot`` is recorded; 0: before
             training.
@@ -154,8 +155,9 @@ def build_network(
 ) -> nn.Sequential:  # fmt: skip
     """Sparse hidden layers and a dense output layer that is not normalised (the paper, Methods).
 
-    All biases and the output weights are N(0, 1); filters are N(0, 1 / their inputs), which keeps sigmoids out of
-    saturation (the paper does not say). A shared excitability is one parameter for all hidden layers.
+    All biases and the output weights are N(0, 1) (``Settings.matched`` has another choice); filters are N(0, 1 / their
+    inputs), which keeps sigmoids out of saturation (the paper does not say). A shared excitability is one parameter for
+    all hidden layers.
     Networks of one seed start from the same connections and values, whatever their norm.
 
     Args:
@@ -193,15 +195,15 @@ def build_network(
         layer = SparseLinear(
             features, width, density=settings.epsilon, norm=layer_norm, seed=seed * 1000 + index, device=device
         )
-        _draw_normal(layer.bias, generator)
+        _draw_normal(layer.bias, generator, 0.0 if settings.matched else 1.0)
         with torch.no_grad():
             layer.weight.mul_(_std(layer, settings))
         activation = ACTIVATIONS[settings.activation](width).to(device)
         layers += [layer, activation, *([nn.Dropout(settings.dropout)] if settings.dropout else [])]
         features = width
     head = nn.Linear(features, classes, device=device)
-    _draw_normal(head.weight, generator)
-    _draw_normal(head.bias, generator)
+    _draw_normal(head.weight, generator, features**-0.5 if settings.matched else 1.0)
+    _draw_normal(head.bias, generator, 0.0 if settings.matched else 1.0)
     return nn.Sequential(*layers, head)
 
 
@@ -248,7 +250,7 @@ def evaluate(model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor, scal
     return cost.item() / len(targets), correct.item() / len(targets)
 
 
-class _Descent:
+class Descent:
     """SGD for every parameter of a network.
 
     Without momentum and decay it has no state, and is written out: ``torch.optim.SGD`` takes a third of a step of
@@ -279,7 +281,7 @@ class _Descent:
 
 def _train_epoch(
     model: nn.Module,
-    descent: _Descent,
+    descent: Descent,
     data: data_module.DataSet,
     settings: Settings,
     epoch: int,
@@ -333,7 +335,7 @@ def train_network(
     seed = record["seed"]
     torch.manual_seed(seed)  # dropout's
     model = build_network(data.image_shape, len(data.classes), settings, record["norm"], seed, device)
-    descent = _Descent(model, settings)
+    descent = Descent(model, settings)
     rewire = _Rewiring(model, descent.optimizer, settings, seed)
     generator = torch.Generator().manual_seed(seed)
 
@@ -457,7 +459,8 @@ def summarise(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     Only whole trials count; where some norm has none, the epochs that every unfinished trial reached.
 
     Returns:
-        by norm: label, trials, epochs (list), seconds (per epoch), and [phase][quantity] -> {"mean", "std"} (lists).
+        by norm: label, trials, epochs (list), seconds (per epoch; None where it was not kept), and
+        [phase][quantity] -> {"mean", "std"} (lists).
     """
     by_norm: dict[str, list[dict[str, Any]]] = {norm: [] for norm in results["settings"]["norms"]}
     for record in results["runs"]:
@@ -469,12 +472,12 @@ def summarise(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
     length = min((len(r["epochs"]) for records in by_norm.values() for r in records), default=0)
     summary: dict[str, dict[str, Any]] = {}
     for norm, records in by_norm.items():
-        times = [entry.get("seconds", math.nan) for record in records for entry in record["epochs"][:length]]
+        times = [e["seconds"] for record in records for e in record["epochs"][:length] if "seconds" in e]
         entry: dict[str, Any] = {
             "label": label(norm),
             "trials": len(records),
             "epochs": list(range(1, length + 1)),
-            "seconds": sum(times) / len(times),
+            "seconds": sum(times) / len(times) if times else None,
         }
         for phase in PHASES:
             entry[phase] = {}
