@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import data as data_module
-from . import plots, training, trials
+from . import paper_plots, training, trials
 from ._report import markdown_table, write_text
 
 __all__ = ["EXPERIMENTS", "Experiment", "Grid", "Panel", "collect", "run", "table"]
@@ -53,7 +53,7 @@ class Experiment:
     """One figure or table."""
 
     title: str
-    draw: str  # how its picture is laid out: the name of a function of ``plots``
+    draw: str  # how its picture is laid out: the name of a function of ``paper_plots``
     claim: str  # what the paper says it shows
     panels: tuple[Panel, ...]
 
@@ -320,7 +320,7 @@ def run(
     write_text(out / f"{name}.json", json.dumps(results, indent=1))
     write_text(out / f"{name}.md", table(results))
     temporary = out / f"{name}.tmp.png"
-    getattr(plots, experiment.draw)(results, temporary)
+    getattr(paper_plots, experiment.draw)(results, temporary)
     os.replace(temporary, out / f"{name}.png")
     return results
 
@@ -357,7 +357,7 @@ def _inside_table(results: dict[str, Any]) -> list[str]:
     head += ["deviation of afferents", "of weights", "of mean weighted inputs"]
     (panel,) = results["panels"]
     rows = []
-    for norm, records in plots.finished(panel).items():
+    for norm, records in paper_plots.finished(panel).items():
         for index, epoch in enumerate(look["epoch"] for look in records[0]["inside"]):
             looks = [record["inside"][index] for record in records]
             efferents = [torch.tensor(look["efferents"], dtype=torch.float64).view(28, 28) for look in looks]
@@ -371,7 +371,7 @@ def _inside_table(results: dict[str, Any]) -> list[str]:
 
 def _orders_table(results: dict[str, Any]) -> list[str]:
     (panel,) = results["panels"]
-    marks = plots.marks(panel)
+    marks = paper_plots.marks(panel)
     head = ["norm", "trials", *(f"epoch {epoch}, {phase}, %" for epoch in marks for phase in training.PHASES)]
     rows = [
         [entry["label"], str(entry["trials"])]

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
 
 from . import analysis
 from ._extras import require
 from .layers import SparseLinear
 
-__all__ = ["afferents", "bench", "curves", "distributions", "efferents", "finished", "learning", "marks", "orders"]
+__all__ = ["bench", "curves", "distributions", "efferent_maps", "neurons"]
 
 # Distinct for colour-blind readers too (Okabe and Ito), the control in black as in the paper.
 COLOURS = {"none": "#000000", "l0": "#0072b2"}
 MORE_COLOURS = ("#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = {"before": "-", "after": "--"}
+
+
+def save(figure: Any, panels: Any, path: str | Path) -> None:
+    """Write a figure, with open frames around its panels."""
+    for axes in panels.flat:
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
 
 
 def curves(results: dict[str, Any], summary: dict[str, dict[str, Any]], path: str | Path) -> None:
@@ -121,145 +132,6 @@ def bench(results: dict[str, Any], path: str | Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-# ---- the paper's figures, in the paper's layout and colours
-
-PAPER_COLOURS = {"none": "#1f77b4", "l0": "#ff7f0e", "weight_norm": "#2ca02c", "joint": "#d62728"}
-CONSTANT, VARIABLE = "#e377c2", "#808000"  # excitability, in figure 3G
-MARKS = (1, 5, 10, 20)  # epochs that figure 3G shows
-
-
-def marks(panel: dict[str, Any]) -> list[int]:
-    """The epochs of figure 3G that a panel has."""
-    return [epoch for epoch in MARKS if epoch <= panel["settings"]["epochs"]]
-
-
-def finished(panel: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The finished records of each norm of a panel."""
-    by_norm = {norm: [r for r in panel["runs"] if r["norm"] == norm and r["complete"]]
-               for norm in panel["settings"]["norms"]}  # fmt: skip
-    return {norm: records for norm, records in by_norm.items() if records}
-
-
-def _paper_figure(results: dict[str, Any], rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    figure = require("matplotlib.figure", "train").Figure(figsize=size, layout="constrained")
-    trials = max((entry["trials"] for panel in results["panels"] for entry in panel["summary"].values()), default=0)
-    shown = f"mean of {trials} trials, one standard deviation" if trials > 1 else "one trial"
-    quick = ", QUICK: too short to reproduce anything" if results["quick"] else ""
-    figure.suptitle(f"{results['name']}: {results['title']} ({shown}{quick})", fontsize=11)
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _save(figure: Any, panels: Any, path: str | Path) -> None:
-    for axes in panels.flat:
-        if axes.axison:
-            axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
-def learning(results: dict[str, Any], path: str | Path) -> None:
-    """A column for each network: training cost above, test accuracy below, as in figures 1D and 3C to 3F."""
-    ticker = require("matplotlib.ticker", "train")
-    count = len(results["panels"])
-    figure, panels = _paper_figure(results, 2, count, (max(6.0, 3.1 * count), 5.6))
-    handles: dict[str, Any] = {}
-    for column, panel in enumerate(results["panels"]):
-        for norm, entry in panel["summary"].items():
-            for row, quantity, factor in ((0, "train_cost", 1), (1, "test_accuracy", 100)):
-                for phase, style in STYLES.items():
-                    colour = PAPER_COLOURS.get(norm, "#7f7f7f")
-                    mean, spread = (
-                        [factor * value for value in entry[phase][quantity][part]] for part in ("mean", "std")
-                    )
-                    (line,) = panels[row][column].plot(entry["epochs"], mean, style, color=colour, linewidth=1.5,
-                                                       marker="o" if len(mean) < 3 else None)  # fmt: skip
-                    low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-                    panels[row][column].fill_between(entry["epochs"], low, high, color=colour, alpha=0.15, linewidth=0)
-                    handles.setdefault(f"{entry['label']}, {phase} rewiring", line)
-            if norm in panel["published"]:
-                panels[1][column].axhline(
-                    panel["published"][norm], color=PAPER_COLOURS[norm], linestyle=":", linewidth=1
-                )
-        panels[0][column].set_title(panel["title"].replace(", ", "\n", 1), fontsize=9)
-        panels[1][column].set_xlabel("epoch" + (" (dotted: the paper)" if panel["published"] else ""))
-        for row in (0, 1):
-            panels[row][column].xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    panels[0][0].set_ylabel("training cost")
-    panels[1][0].set_ylabel("test accuracy (%)")
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2 if count < 3 else 4, fontsize=9,
-                  frameon=False)  # fmt: skip
-    _save(figure, panels, path)
-
-
-def efferents(results: dict[str, Any], path: str | Path) -> None:
-    """Maps of efferent connections per pixel: a row for each norm, a column for each epoch (figure 2A)."""
-    numpy = require("numpy", "train")
-    by_norm = finished(results["panels"][0])
-    looks = {norm: [[r["inside"][i] for r in records] for i in range(len(records[0]["inside"]))]
-             for norm, records in by_norm.items()}  # fmt: skip
-    maps = {norm: [numpy.mean([look["efferents"] for look in same], axis=0).reshape(28, 28) for same in columns]
-            for norm, columns in looks.items()}  # fmt: skip
-    top = max(image.max() for images in maps.values() for image in images)
-    epochs = [same[0]["epoch"] for same in next(iter(looks.values()))]
-    figure, panels = _paper_figure(results, len(maps), len(epochs), (2.3 * len(epochs) + 1, 2.5 * len(maps) + 0.6))
-    for row, (norm, images) in enumerate(maps.items()):
-        for column, image in enumerate(images):
-            axes = panels[row][column]
-            drawn = axes.imshow(image, vmin=0, vmax=top, cmap="Blues" if norm == "none" else "Oranges")
-            axes.set(xticks=[], yticks=[], title=f"epoch {epochs[column]}" if row == 0 else "")
-        panels[row][0].set_ylabel(next(r["label"] for r in by_norm[norm]))
-        figure.colorbar(drawn, ax=panels[row].tolist(), label="efferent connections")
-    figure.savefig(path, dpi=120)
-
-
-def afferents(results: dict[str, Any], path: str | Path) -> None:
-    """Distributions of afferents, weights and mean weighted inputs at the last epoch looked at (figure 2B)."""
-    numpy = require("numpy", "train")
-    figure, panels = _paper_figure(results, 1, 3, (11, 3.6))
-    by_norm = finished(results["panels"][0])
-    names = {"afferents": "afferents of a hidden neuron", "weights": "weight", "weighted_input": "mean weighted input"}
-    for axes, (key, label) in zip(panels[0], names.items(), strict=True):
-        values = {norm: numpy.concatenate([record["inside"][-1][key] for record in records])
-                  for norm, records in by_norm.items()}  # fmt: skip
-        every = numpy.concatenate(list(values.values()))
-        bins = numpy.linspace(*numpy.quantile(every, (0.002, 0.998)), 41)
-        for norm, sample in values.items():
-            axes.hist(
-                sample, bins, density=True, alpha=0.55, color=PAPER_COLOURS[norm], label=by_norm[norm][0]["label"]
-            )
-        axes.set(xlabel=label)
-    panels[0][0].set_ylabel("density")
-    panels[0][1].set_yscale("log")
-    panels[0][0].legend(frameon=False, fontsize=8)
-    _save(figure, panels, path)
-
-
-def orders(results: dict[str, Any], path: str | Path) -> None:
-    """Accuracy against p, a row for each of the epochs, before and after rewiring (figure 3G)."""
-    (panel,) = results["panels"]
-    epochs = marks(panel)
-    figure, panels = _paper_figure(results, len(epochs), 2, (9, 2.1 * len(epochs) + 1))
-    for row, epoch in enumerate(epochs):
-        for column, phase in enumerate(STYLES):
-            for variable, colour in ((False, CONSTANT), (True, VARIABLE)):
-                points = []
-                for norm, entry in panel["summary"].items():
-                    if norm.partition(":")[0].endswith("-variable") == variable:
-                        values = entry[phase]["test_accuracy"]
-                        order = int(norm.partition(":")[2] or 0)
-                        points.append((order, 100 * values["mean"][epoch - 1], 100 * values["std"][epoch - 1]))
-                if points:
-                    p, mean, spread = zip(*sorted(points), strict=True)
-                    name = "variable excitability" if variable else "constant excitability"
-                    panels[row][column].errorbar(p, mean, spread, color=colour, marker="o", markersize=3, capsize=2,
-                                                 label=name)  # fmt: skip
-            panels[row][column].set_title(f"epoch {epoch}, {phase} rewiring", fontsize=9)
-        panels[row][0].set_ylabel("accuracy (%)")
-    for axes in panels[-1]:
-        axes.set_xlabel("p")
-    panels[0][0].legend(frameon=False, fontsize=8)
-    _save(figure, panels, path)
-
-
 def distributions(model: Any, path: str | Path) -> None:
     """A row for each sparse layer of a model: degrees of its output neurons, of its inputs, and effective weights.
 
@@ -286,4 +158,70 @@ def distributions(model: Any, path: str | Path) -> None:
         row[2].set(xlabel="effective weight", ylabel="connections")
         row[0].set_title(f"{name or type(layer).__name__}: {layer.nnz:,} connections, {100 * layer.density:.3g} %",
                          loc="left", fontsize=10)  # fmt: skip
-    _save(figure, panels, path)
+    save(figure, panels, path)
+
+
+def efferent_maps(maps: Mapping[str, Sequence[torch.Tensor]], path: str | Path, titles: Sequence[str] = (),
+                  heading: str = "") -> None:  # fmt: skip
+    """Efferent connections of each pixel as images in one scale: a row for each name, as in the paper's figure 2A.
+
+    Args:
+        maps: by name, images of shape (height, width) such as ``analysis.efferent_map`` gives, for example one for each
+            epoch; as many for every name.
+        path: the picture to write.
+        titles: of the columns.
+        heading: of the picture.
+
+    Raises:
+        ValueError: no image, or not as many for every name.
+    """
+    counts = {len(images) for images in maps.values()}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"maps must have as many images for every name, at least one, got {sorted(counts)}")
+    (count,) = counts
+    figure = require("matplotlib.figure", "train").Figure(
+        figsize=(2.3 * count + 1, 2.5 * len(maps) + 0.6), layout="constrained"
+    )
+    panels = figure.subplots(len(maps), count, squeeze=False)
+    top = max(float(image.max()) for images in maps.values() for image in images)
+    for row, (name, images) in enumerate(maps.items()):
+        for axes, image in zip(panels[row], images, strict=True):
+            drawn = axes.imshow(image.cpu().numpy(), vmin=0, vmax=top, cmap=("Blues", "Oranges", "Greens")[row % 3])
+            axes.set(xticks=[], yticks=[])
+        panels[row][0].set_ylabel(name)
+        figure.colorbar(drawn, ax=panels[row].tolist(), label="efferent connections")
+    for axes, title in zip(panels[0], titles, strict=False):
+        axes.set_title(title)
+    figure.suptitle(heading, fontsize=11)
+    figure.savefig(path, dpi=120)
+
+
+def neurons(samples: Mapping[str, Mapping[str, Sequence[float]]], path: str | Path, heading: str = "") -> None:
+    """Distributions over output neurons: afferents, weights, mean weighted input, as in the paper's figure 2B.
+
+    Args:
+        samples: by name, what ``analysis.snapshot`` gives.
+        path: the picture to write.
+        heading: of the picture.
+
+    Raises:
+        ValueError: no sample.
+    """
+    if not samples:
+        raise ValueError("samples must hold at least one snapshot, got none")
+    figure = require("matplotlib.figure", "train").Figure(figsize=(11, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3)
+    names = {"afferents": "afferents of a neuron", "weights": "weight", "weighted_input": "mean weighted input"}
+    colours = dict(zip(samples, ("#1f77b4", "#ff7f0e", *MORE_COLOURS) * len(samples), strict=False))
+    for axes, (key, label) in zip(panels, names.items(), strict=True):
+        values = {name: torch.as_tensor(sample[key], dtype=torch.float64) for name, sample in samples.items()}
+        low, high = np.quantile(torch.cat(list(values.values())).numpy(), (0.002, 0.998))
+        bins = np.linspace(low, high if high > low else low + 1, 41)
+        for name, sample in values.items():
+            axes.hist(sample.numpy(), bins, density=True, alpha=0.55, color=colours[name], label=name)
+        axes.set(xlabel=label)
+    panels[0].set_ylabel("density")
+    panels[1].set_yscale("log")
+    panels[0].legend(frameon=False, fontsize=8)
+    figure.suptitle(heading, fontsize=11)
+    save(figure, panels, path)

@@ -66,7 +66,7 @@ def test_a_feature_that_cannot_be_listed_is_refused(source, problem, tmp_path, m
         compatibility.features_in(path)
 
 
-PLUGIN_CASES = '''
+PLUGIN_CASES = """
 import pytest
 
 @pytest.mark.feature("works")
@@ -92,7 +92,7 @@ def broken():
 def test_broken(broken): pass
 
 def test_unmarked(): pass
-'''
+"""
 
 
 def test_the_plugin_writes_how_tests_ended_and_keeps_the_others(tmp_path):

@@ -24,8 +24,8 @@ ROOMS = {
 
 # The Python modules, each with what it may import of the package when it is loaded.
 LAYERS = ["_version", "_ops", "_extras", "_report", "norms", "functional", "layers", "convert", "rewiring",
-          "checkpoint", "summaries", "activations", "analysis", "data", "info", "plots", "training", "trials", "paper",
-          "bench", "cli", "__main__"]  # fmt: skip
+          "checkpoint", "summaries", "activations", "analysis", "data", "info", "plots", "training", "trials",
+          "paper_plots", "paper", "bench", "cli", "__main__"]  # fmt: skip
 
 
 def sources(folder: str) -> list[Path]:

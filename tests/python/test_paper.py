@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import dendnorm
-from dendnorm import analysis, cli, data, paper, training, trials
+from dendnorm import analysis, cli, data, paper, plots, training, trials
 from dendnorm.paper import Grid, Panel
 from dendnorm.training import Settings
 
@@ -398,3 +398,17 @@ def test_train_takes_the_options(tmp_path, capsys):
 def test_settings_name_what_is_wrong(option, value):
     with pytest.raises(ValueError, match=f"{option} must be"):
         Settings(**{option: value})
+
+
+def test_pictures_of_anyone_s_layers(tmp_path):
+    layers = {name: dendnorm.SparseLinear(12, 7, density=0.4, norm=name, seed=3) for name in ("l0", "none")}
+    maps = {name: [analysis.efferent_map(layer, (3, 4))] * 2 for name, layer in layers.items()}
+    plots.efferent_maps(maps, tmp_path / "maps.png", ["before", "after"], "a heading")
+    plots.neurons({name: analysis.snapshot(layer, torch.rand(5, 12)) for name, layer in layers.items()},
+                  tmp_path / "neurons.png")  # fmt: skip
+    assert all((tmp_path / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for name in ("maps.png", "neurons.png"))
+    with pytest.raises(ValueError, match="as many images"):
+        plots.efferent_maps(maps | {"other": []}, tmp_path / "no.png")
+    with pytest.raises(ValueError, match="at least one snapshot"):
+        plots.neurons({}, tmp_path / "no.png")
+    assert not (tmp_path / "no.png").exists()
