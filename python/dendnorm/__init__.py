@@ -6,18 +6,20 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
-from . import analysis, checkpoint, functional, norms
+from . import analysis, checkpoint, drop, functional, grow, norms, schedules
 from .activations import SReLU
 from .checkpoint import load, save
-from .convert import param_groups, sparsify
+from .convert import densities, param_groups, sparsify
 from .functional import Pattern
 from .layers import SparseLinear
 from .norms import Norm
+from .resizing import resize
 from .rewiring import SET
 from .summaries import summary
 
-__all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "functional", "load", "norms",
-           "param_groups", "save", "sparsify", "summary"]  # fmt: skip
+__all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "densities", "drop",
+           "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules", "sparsify",
+           "summary"]  # fmt: skip
 
 
 def _version() -> str:

@@ -1,4 +1,4 @@
-"""Rewiring: sparse evolutionary training (SET), in place, with the optimizer's state moving along."""
+"""Rewiring: sparse evolutionary training (SET) and its relatives, in place, with the optimizer's state moving along."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, overload
 import torch
 from torch import nn
 
-from . import _ops
+from . import _ops, drop, grow
 from .functional import Pattern, _transposed
 from .layers import SparseLinear
+from .observing import Observer, Turn
 
 __all__ = ["SET", "LayerReport", "RewireReport"]
 
@@ -119,10 +120,10 @@ class _Outcome:
             raise ValueError(self._message)
 
 
-def _of_layer(name: str, error: RuntimeError) -> Exception:
-    """The first line of an op's refusal; what may follow it is a trace through C++. Other errors are left alone."""
+def _of_layer(name: str, error: Exception) -> Exception:
+    """The first line of an op's or a rule's refusal; what may follow is a trace through C++. Other errors stay."""
     message = str(error).partition("\n")[0]
-    return ValueError(f"layer {name!r}: {message}") if type(error) is RuntimeError else error
+    return ValueError(f"layer {name!r}: {message}") if type(error) in (RuntimeError, ValueError) else error
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,18 @@ def _whole(name: str, value: object, lowest: int) -> int:
     return value
 
 
+def _zeta(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"zeta must be a number, got {value!r}")
+    if not 0 <= value <= 1:  # refuses NaN, too
+        raise ValueError(f"zeta must be in [0, 1], got {value}")
+    return float(value)
+
+
+# In the class, drop and grow are arguments and a method.
+_resolve_drop, _resolve_grow = drop.resolve, grow.resolve
+
+
 class SET:
     """Sparse evolutionary training, as Bird and Cuntz use it: the weakest connections go, as many random ones come.
 
@@ -201,7 +214,9 @@ class SET:
     ``state_dict()`` and the next ``step()``. Where the layers and their optimizer's state lie on several devices,
     ``step()`` waits for them and raises by itself.
 
-    Variants override ``importance`` (what goes), ``grow`` (what comes) or ``draw`` (with which values).
+    That is the default pair of rules. ``drop`` and ``grow`` take others: RigL, for one, is ``grow="gradient"``. Rules
+    that look at what passes through a layer need it to be observed: ``observe()``, or by itself with ``every``.
+    Variants may also override ``importance`` (what goes), ``grow`` (what comes) or ``draw`` (with which values).
 
     Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
     inspired by network science", Nature Communications 9, 2018; the criterion as in A. D. Bird and H. Cuntz,
@@ -211,13 +226,18 @@ class SET:
         model: a module with at least one ``SparseLinear``; looked through again at every step.
         optimizer: the one that trains it, of any kind. It must hold the weight of every sparse layer that needs a
             gradient. None: no state is carried.
-        zeta: share of the connections that is replaced, in [0, 1]; may be assigned later.
+        zeta: share of the connections that is replaced, in [0, 1], or a callable that gives it for the number of the
+            rewiring, from 1: see ``dendnorm.schedules``. May be assigned later.
         seed: in [0, 2^63).
         every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. None: only when
             ``step()`` is called.
+        drop: what goes: a rule of ``dendnorm.drop`` or its name, "magnitude", "sign", "gradient", "sensitivity" or
+            "cosine".
+        grow: what comes: a rule of ``dendnorm.grow`` or its name, "random", "gradient" or "cosine".
 
     Attributes:
         report: the latest ``RewireReport``, or None.
+        drop_rule, grow_rule: the rules.
 
     Raises:
         TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.
@@ -227,15 +247,18 @@ class SET:
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer | None = None,
-        zeta: float = 0.15,
+        zeta: float | Callable[[int], float] = 0.15,
         seed: int = 0,
         every: int | None = None,
+        drop: drop.Drop | str = "magnitude",
+        grow: grow.Grow | str = "random",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
         self.model, self.optimizer = model, optimizer
+        self.drop_rule, self.grow_rule = _resolve_drop(drop), _resolve_grow(grow)
         self.zeta = zeta
         self.seed = _whole("seed", seed, 0)
         self.every = None if every is None else _whole("every", every, 1)
@@ -244,25 +267,25 @@ class SET:
         self._calls = 0  # steps of the optimizer since the latest one
         self._pending: _Outcome | None = None  # of the latest rewiring, until it is known
         self._before: tuple[int, RewireReport | None] = (0, None)  # _steps and report before it
+        self._observer: Observer | None = None
+        self._turn: Turn | None = None  # of the layer that is being planned
         self._layers()
         self._handle = None
-        if every is not None:
-            if not hasattr(optimizer, "register_step_post_hook"):
-                raise ValueError(f"optimizer must have step hooks where every={every} is given, got {optimizer!r}")
+        hooks = hasattr(optimizer, "register_step_post_hook")
+        if every is not None and not hooks:
+            raise ValueError(f"optimizer must have step hooks where every={every} is given, got {optimizer!r}")
+        if every is not None or (hooks and self._looks_at):
             self._handle = optimizer.register_step_post_hook(self._after_optimizer_step)
+        self._observe_if_due()
 
     @property
-    def zeta(self) -> float:
-        """Share of the connections that a step replaces."""
+    def zeta(self) -> float | Callable[[int], float]:
+        """Share of the connections that a step replaces, or the callable that gives it."""
         return self._zeta
 
     @zeta.setter
-    def zeta(self, value: float) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"zeta must be a number, got {value!r}")
-        if not 0 <= value <= 1:  # refuses NaN, too
-            raise ValueError(f"zeta must be in [0, 1], got {value}")
-        self._zeta = float(value)
+    def zeta(self, value: float | Callable[[int], float]) -> None:
+        self._zeta = value if callable(value) else _zeta(value)
 
     @torch.no_grad()
     def step(self) -> RewireReport:
@@ -273,10 +296,12 @@ class SET:
 
         Raises:
             ValueError: an effective weight that is NaN, a layer on the meta device, an optimizer that does not hold a
-                layer's weight, or state that cannot be written in place. Names the layer; nothing has changed then.
+                layer's weight, state that cannot be written in place, or a layer that was not observed where a rule
+                needs it. Names the layer; nothing has changed then.
         """
         self._settle()
         number = self._steps + 1  # 0 is the draw of a fresh layer
+        zeta = _zeta(self._zeta(number)) if callable(self._zeta) else self._zeta
         layers = self._layers()
         companions = [self._companions(name, group[0].weight) for name, group in layers]
         tensors = [group[0].weight for _, group in layers] + [tensor for found in companions for tensor in found]
@@ -286,7 +311,7 @@ class SET:
             status = torch.full((len(layers), _STATUS_WORDS), _CLEAR, dtype=torch.int64, device=devices.pop())
             statuses = list(status)
         planned = [
-            self._plan(name, group, number, index, companions[index], statuses[index])
+            self._plan(name, group, zeta, number, index, companions[index], statuses[index])
             for index, (name, group) in enumerate(layers)
         ]
         worst = status[status[:, :1].argmin(0)].flatten() if deferred else None
@@ -296,12 +321,38 @@ class SET:
         self._before = self._steps, self.report
         self._pending = outcome
         self._steps, self._calls = number, 0
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer = None
+        self._observe_if_due()
         self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned), outcome)
         return self.report
 
+    def observe(self) -> Observer:
+        """Record what passes through the sparse layers, for the rules that look at it, until the next ``step()``.
+
+        What is recorded begins anew with the first batch after a step of the optimizer, so that it is of the latest
+        step (if there is no optimizer with hooks: it begins anew with this call). Call it before the last batch, ::
+
+            rewire.observe()
+            train_one_batch()
+            rewire.step()
+
+        or, to end it before that, as ``with rewire.observe():``. Forward passes are recorded with and without
+        gradients. Graphs that skip a module's hooks (CUDA graphs, some compiled models) show nothing: run that batch
+        through the plain model. What was recorded is not part of ``state_dict``.
+
+        Returns:
+            The recorder, a context manager; its ``stop()`` ends it.
+        """
+        if self._observer is not None:
+            self._observer.stop()
+        self._observer = Observer((layers for _, layers in self._layers()), self._looks_at)
+        return self._observer
+
     def importance(self, layer: SparseLinear) -> torch.Tensor:
         """Of each connection, in the order of ``layer.weight``: (nnz,), floating; the least important ones go."""
-        return layer.effective_weight().detach().abs()
+        return self.drop_rule.importance(self._turn)
 
     def grow(
         self, layer: SparseLinear, ccol_indices: torch.Tensor, row_indices: torch.Tensor, k: int, step: int, index: int
@@ -317,17 +368,19 @@ class SET:
         Returns:
             Keys ``col * out_features + row`` of k distinct empty positions, ascending: int64 (k,).
         """
-        return _ops.empty_positions(ccol_indices, row_indices, layer.out_features, k, self.seed, step, index)
+        return self.grow_rule.positions(self._turn, ccol_indices, row_indices)
 
     def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
         """Values v of k new connections, in the order of the keys of ``grow``: (k,), of the weight's dtype."""
-        return _ops.counter_normal(k, self.seed, step, index, dtype=layer.weight.dtype, device=device)
+        return self.grow_rule.values(self._turn)
 
     def remove(self) -> None:
-        """Stop rewiring by itself (``every``)."""
+        """Stop rewiring by itself (``every``) and observing."""
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+        if self._observer is not None:
+            self._observer.stop()
 
     def state_dict(self) -> dict[str, int]:
         """What decides the draws to come: the seed, and how many rewirings and optimizer steps there were.
@@ -339,7 +392,7 @@ class SET:
         return {"seed": self.seed, "steps": self._steps, "calls": self._calls}
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Go on where another left off. ``zeta`` and ``every`` stay as they are.
+        """Go on where another left off. ``zeta``, ``every`` and the rules stay as they are.
 
         Raises:
             TypeError, ValueError: not what ``state_dict`` gave; nothing has changed then.
@@ -351,10 +404,18 @@ class SET:
             raise ValueError(f"state_dict must have the keys {list(expected)}, got {list(state_dict)}")
         self.seed, self._steps, self._calls = (_whole(f"state_dict[{key!r}]", state_dict[key], 0) for key in expected)
         self._pending = None
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer = None
+        self._observe_if_due()
 
     def __repr__(self) -> str:
         names = ", ".join(name or type(layers[0]).__name__ for name, layers in self._layers())
-        return f"{type(self).__name__}(zeta={self.zeta:g}, seed={self.seed}, every={self.every}, layers=[{names}])"
+        zeta = self.zeta if callable(self.zeta) else f"{self.zeta:g}"
+        usual = {"drop": (self.drop_rule, drop.Magnitude()), "grow": (self.grow_rule, grow.Random())}
+        rules = [f"{key}={rule}" for key, (rule, default) in usual.items() if rule != default]
+        settings = ", ".join([f"zeta={zeta}", f"seed={self.seed}", f"every={self.every}", *rules])
+        return f"{type(self).__name__}({settings}, layers=[{names}])"
 
     def _settle(self) -> None:
         """Wait for the latest rewiring, long done as a rule; raises if it failed."""
@@ -368,9 +429,23 @@ class SET:
             self._steps, self.report = self._before
 
     def _after_optimizer_step(self, *_: object) -> None:
-        self._calls += 1
-        if self._calls >= self.every:
-            self.step()
+        if self._observer is not None:
+            self._observer.renew()
+        if self.every is not None:
+            self._calls += 1
+            if self._calls >= self.every:
+                self.step()
+            else:
+                self._observe_if_due()
+
+    @property
+    def _looks_at(self) -> set[str]:
+        return {*self.drop_rule.looks_at, *self.grow_rule.looks_at}
+
+    def _observe_if_due(self) -> None:
+        """With ``every``: whether the optimizer's next step is the one that ends in a rewiring."""
+        if self.every is not None and self._looks_at and self._calls >= self.every - 1 and self._observer is None:
+            self.observe()
 
     def _layers(self) -> list[tuple[str, list[SparseLinear]]]:
         """The first name and the layers of each weight, in the order of ``named_modules``; checked."""
@@ -394,6 +469,7 @@ class SET:
         self,
         name: str,
         layers: list[SparseLinear],
+        zeta: float,
         step: int,
         index: int,
         companions: list[torch.Tensor],
@@ -402,24 +478,25 @@ class SET:
         layer = layers[0]
         device = layer.weight.device
         self._check_shared(name, layers, status)
-        k = round(self.zeta * layer.nnz)
+        k = round(zeta * layer.nnz)
         # Where this build has no kernels for the device, the CPU draws the same.
         home = device if _ops.has_kernel("weakest", device) else torch.device("cpu")
         ccol, row = (indices.to(home) for indices in layer.pattern[:2])
-        importance = self.importance(layer).to(home)
+        observed = None if self._observer is None else self._observer.of(layer)
+        self._turn = Turn(name, layer, k, zeta, self.seed, step, index, home, status, observed)
         try:
+            importance = self.importance(layer).to(home)
             dropped = _ops.weakest(importance, k, status=status)
             left, row_left, removed = _ops.excise(ccol, row, dropped, k, sound=True, status=status)
-        except RuntimeError as error:
-            raise _of_layer(name, error) from None
-        keys = self.grow(layer, left, row_left, k, step, index)
-        try:
+            keys = self.grow(layer, left, row_left, k, step, index)
             new_ccol, new_row, source = _ops.replace_connections(
                 ccol, row, layer.out_features, dropped, keys, sound=True, status=status
             )
-        except RuntimeError as error:
+            values = self.draw(layer, k, step, index, home)
+        except (RuntimeError, ValueError) as error:
             raise _of_layer(name, error) from None
-        values = self.draw(layer, k, step, index, home)
+        finally:
+            self._turn = None
         gone = row.index_select(0, removed).long(), torch.searchsorted(ccol, removed, right=True) - 1
         came = keys % layer.out_features, keys // layer.out_features
         report = LayerReport(

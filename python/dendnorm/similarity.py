@@ -1,0 +1,61 @@
+"""Cosine similarity of the activations of two units, for all pairs in blocks or for the connected ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import _ops
+from .functional import Pattern
+from .observing import ACTIVATIONS, Reduce, Turn
+
+__all__ = ["Similarity"]
+
+
+class Similarity:
+    """cos(x_j, y_i) = sum_b x_bj y_bi / (||x_j|| ||y_i||) over the observed samples b; 0 where a unit was silent.
+
+    J. Pieterse and D. C. Mocanu, "Evolving and understanding sparse deep neural networks using cosine similarity",
+    2019.
+
+    Args:
+        turn: with observed activations.
+        activation: what the network applies to the layer's outputs; None: nothing.
+        absolute: take |cos|.
+        reduce: sums a tensor over ranks, in place.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None,
+        absolute: bool,
+        reduce: Reduce | None,
+    ) -> None:
+        self._turn, self._absolute = turn, absolute
+        self._reduce = reduce if reduce is not None else lambda tensor: None
+        self._pairs = [(x, y if activation is None else activation(y)) for x, y in turn.pairs(ACTIVATIONS)]
+        self._inverse = [self._norms([pair[side] for pair in self._pairs]) for side in (0, 1)]
+
+    def _norms(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        square = sum(part.square().sum(0) for part in parts)
+        self._reduce(square)
+        return torch.where(square > 0, square, 1.0).rsqrt()  # of a silent unit every product is 0, too
+
+    def of_columns(self, start: int, stop: int) -> torch.Tensor:
+        """For inputs [start, stop) and every output: (stop - start, M)."""
+        products = sum(x[:, start:stop].T @ y for x, y in self._pairs)
+        self._reduce(products)
+        return self._finish(products * self._inverse[0][start:stop, None] * self._inverse[1])
+
+    def of_connections(self) -> torch.Tensor:
+        """For each connection, in the order of ``layer.weight``: (nnz,)."""
+        pattern = Pattern(*(tensor.to(self._turn.device) for tensor in self._turn.layer.pattern))
+        products = sum(_ops.sampled_product(y, x, *pattern) for x, y in self._pairs)
+        self._reduce(products)
+        row, col = pattern.edges()
+        return self._finish(products * self._inverse[0][col] * self._inverse[1][row])
+
+    def _finish(self, cosine: torch.Tensor) -> torch.Tensor:
+        return cosine.abs() if self._absolute else cosine
