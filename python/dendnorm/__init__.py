@@ -6,7 +6,7 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
-from . import analysis, checkpoint, drop, functional, grow, norms, schedules
+from . import _batching, _flops, analysis, checkpoint, drop, functional, grow, norms, schedules  # noqa: F401
 from .activations import SReLU
 from .checkpoint import load, save
 from .convert import densities, param_groups, sparsify
