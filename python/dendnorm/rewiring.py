@@ -152,6 +152,22 @@ class _Rewiring:
             _carry(tensor, self.source, tensor.new_zeros(()), status)
 
 
+def _check_writable(name: str, layer: SparseLinear) -> None:
+    """Whether the layer's weight is its own and whole on this rank: a rewiring writes into it."""
+    if "weight" not in layer._parameters:
+        raise ValueError(
+            f"layer {name!r}: weight must be a Parameter of the layer to be rewired, got one that is computed from"
+            " others (parametrized, pruned or weight-normalised): remove that first, for example with"
+            " torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
+        )
+    kind = type(layer.weight.detach())
+    if kind is not torch.Tensor:
+        raise ValueError(
+            f"layer {name!r}: weight must be a plain tensor to be rewired, got a {kind.__name__}; a sharded layer must"
+            " stay whole on every rank: dendnorm.integrations.fsdp.keep_whole(model)"
+        )
+
+
 def _carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
     device = values.device
     if _ops.has_kernel("carry_", device):
@@ -452,6 +468,7 @@ class SET:
         by_weight: dict[int, tuple[str, list[SparseLinear]]] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, SparseLinear):
+                _check_writable(name, module)
                 by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
         if not by_weight:
             raise ValueError(f"model must hold a SparseLinear to be rewired, got none in {type(self.model).__name__}")

@@ -208,6 +208,7 @@ def test_sparsify_with_patterns_in_skip_and_one_norm_for_all():
 # Copied and saved
 
 
+@pytest.mark.feature("deepcopy, pickle and torch.save of a layer")
 @every_norm
 def test_deepcopy_pickle_and_torch_save(norm):
     layer = SparseLinear(12, 9, density=0.4, norm=norm, seed=0)
@@ -245,6 +246,7 @@ def test_load_state_dict_takes_over_the_pattern_in_place(norm):
     assert torch.equal(layer(x), other(x))
 
 
+@pytest.mark.feature("load_state_dict between dtypes")
 def test_loading_between_dtypes_keeps_the_layers_own():
     layer, other = (SparseLinear(12, 9, density=0.4, seed=seed, dtype=dtype) for seed, dtype in
                     ((0, torch.float32), (1, torch.float64)))  # fmt: skip
@@ -293,6 +295,7 @@ def test_double_and_float(norm):
     assert all(buffer.dtype == torch.int32 for buffer in layer.buffers())
 
 
+@pytest.mark.feature("the meta device: reset_parameters or load_state_dict afterwards")
 @every_norm
 def test_meta_device_then_reset_or_load(norm):
     real = SparseLinear(12, 9, density=0.4, norm=norm, seed=5)

@@ -285,6 +285,7 @@ def sparse_layers(model: torch.nn.Module) -> list[dendnorm.SparseLinear]:
     return [module for module in model.modules() if isinstance(module, dendnorm.SparseLinear)]
 
 
+@pytest.mark.feature("the state of every torch optimizer moves with the connections")
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_optimizer_state_follows_its_connection(name):
     model = network()
