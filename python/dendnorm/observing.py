@@ -158,9 +158,9 @@ def strongest_empty(
     if k == 0:
         return best_keys
     best = torch.full((k,), -torch.inf, dtype=turn.layer.weight.dtype, device=device)
-    columns = torch.repeat_interleave(
-        torch.arange(cols, device=device), ccol_indices.diff().long(), output_size=len(row_indices)
-    )
+    # Whatever a faulty pattern holds, these are columns; a fault is only noted, on a GPU, and this goes on.
+    entries = torch.arange(len(row_indices), dtype=ccol_indices.dtype, device=device)
+    columns = torch.searchsorted(ccol_indices, entries, right=True) - 1
     occupied = columns * rows + row_indices
     width = max(1, block // rows)
     for start in range(0, cols, width):

@@ -477,8 +477,10 @@ def set_to(value):
 
 set_to(0)
 dendnorm.save(path, model, optimizer, rewire, extra=0)
-rng, seen, left = random.Random(0), 0, 0
-for trial in range(100):
+rng, seen, left, finished, trial, window = random.Random(0), 0, 0, 0, 0, 0.02
+# However busy the machine: until enough saves were finished, and enough were killed half-way.
+while trial < 40 or ((finished < 10 or left < 10) and trial < 1000):
+    trial += 1
     child = os.fork()
     if child == 0:
         try:
@@ -487,7 +489,7 @@ for trial in range(100):
                 dendnorm.save(path, model, optimizer, rewire, extra=value)
         finally:
             os._exit(1)
-    time.sleep(rng.random() * 0.02)
+    time.sleep(rng.random() * window)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the child ended by itself"
     for name in os.listdir(sys.argv[1]):
@@ -496,10 +498,12 @@ for trial in range(100):
             os.unlink(os.path.join(sys.argv[1], name))
     got = dendnorm.load(path, model, optimizer, rewire)
     assert got >= seen, (got, seen)
+    window *= 1.5 if got == seen else 0.8  # about as long as a save takes
+    finished += got > seen
     seen = got
     assert (model[0].weight == got).all()
     assert all((state["momentum_buffer"] == got).all() for state in optimizer.state.values())
-print(seen, left)
+print(finished, left)
 """
 
 
@@ -507,12 +511,12 @@ print(seen, left)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_moment_the_previous_checkpoint_loads(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(KILLS), str(tmp_path)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(KILLS), str(tmp_path)], capture_output=True, text=True, timeout=300
     )
     assert run.returncode == 0, run.stderr
-    saved, left = map(int, run.stdout.split())
-    assert saved > 0  # some saves were finished
-    assert left > 10  # and some were killed half-way
+    finished, left = map(int, run.stdout.split())
+    assert finished >= 10
+    assert left >= 10
 
 
 def test_the_missing_package_is_named(tmp_path, monkeypatch):
