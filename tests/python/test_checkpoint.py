@@ -176,7 +176,19 @@ def test_extra_holds_what_it_says(tmp_path):
         assert mine.dtype == theirs.dtype
         assert torch.equal(mine, theirs)
     assert got == extra
-    for bad in ({"a": object()}, {(1, 2): 3}, {1.5: 2}, [np.zeros(3)], {1, 2}, torch.zeros(2, device="meta")):
+
+    class Tagged(torch.Tensor):
+        pass
+
+    for bad in (
+        torch.zeros(2).as_subclass(Tagged),
+        {"a": object()},
+        {(1, 2): 3},
+        {1.5: 2},
+        [np.zeros(3)],
+        {1, 2},
+        torch.zeros(2, device="meta"),
+    ):
         with pytest.raises((TypeError, ValueError), match="extra"):
             dendnorm.save(tmp_path / "a.safetensors", model, extra=bad)
     assert dendnorm.load(tmp_path / "a.safetensors", model)["none"] is None
