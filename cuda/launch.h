@@ -1,0 +1,63 @@
+// How kernels are started, and the device functions that they may use.
+//
+// Kernels are compiled for the GPU by nvcc and, to be tested where there is none, for the processor by a C++ compiler
+// with DENDNORM_CUDA_ON_HOST and a stand-in for the list below. So nothing else of CUDA appears in cuda/*.cu and *.cuh:
+//
+//   __global__ __device__ __host__ __forceinline__ __launch_bounds__ __restrict__, threadIdx blockIdx blockDim gridDim
+//   __syncthreads(), __syncwarp()                      by every thread of the block, of the warp
+//   __shfl_sync, __shfl_xor_sync, __shfl_down_sync     full mask; int, unsigned, float, double
+//   __ballot_sync                                      full mask
+//   __ldg on std::int32_t, float, double, uint4
+//   uint4 {x, y, z, w}, dim3
+//   fma, fmaf, std::fabs, std::sqrt, std::pow, std::frexp, std::ldexp, std::isinf, std::isfinite
+//   cudaGetLastError, cudaGetDevice, cudaDeviceGetAttribute, cudaFuncSetAttribute (only in this file and device.cu)
+//   launch_kernel(kernel, grid, block, shared, stream, args...) -> cudaError_t, and shared_memory<T>(), declared below;
+//   the stand-in defines its own two in namespace dendnorm::cuda
+//
+// Every launch is of at least one block, has at most 1024 threads in blockDim.x, and uses gridDim.x (up to 2^31 - 1)
+// and gridDim.y (up to 65535). Shared memory is dynamic only, aligned to 16 bytes, uninitialised.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/runtime.h"
+
+namespace dendnorm::cuda {
+
+constexpr unsigned kFullMask = 0xffffffffu;
+constexpr std::int64_t kMaxGridX = 0x7fffffff;
+constexpr std::int64_t kMaxGridY = 65535;
+
+#if !defined(DENDNORM_CUDA_ON_HOST) && defined(__CUDACC__)
+
+// The block's dynamic shared memory.
+template <class T>
+__device__ __forceinline__ T* shared_memory() {
+  extern __shared__ uint4 dendnorm_shared_memory[];
+  return reinterpret_cast<T*>(dendnorm_shared_memory);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
+                          const Arguments&... arguments) {
+  // What a kernel may use beyond 48 KB is asked for on the current device; repeating it costs little.
+  if (shared > 48 * 1024) {
+    const cudaError_t error = cudaFuncSetAttribute(
+        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, shared, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+#endif
+
+}  // namespace dendnorm::cuda
+
+// Leaves the calling function, which returns cudaError_t, with the first error.
+#define DENDNORM_CUDA_TRY(call)                               \
+  do {                                                        \
+    const cudaError_t dendnorm_error = (call);                \
+    if (dendnorm_error != cudaSuccess) return dendnorm_error; \
+  } while (0)
