@@ -47,7 +47,7 @@ struct Device {
       99 * 1024;  // shared memory that one block may ask for (cudaDevAttrMaxSharedMemoryPerBlockOptin)
 };
 
-// Of the current device, remembered for each.
+// Of the current device.
 cudaError_t current_device(Device* device);
 
 constexpr std::int64_t kMaxSamples = std::int64_t{1} << 28;
@@ -104,7 +104,7 @@ struct Excitability {
 // The rows of a layer; `view` is the row view with its perm.
 template <class T>
 struct Layer {
-  std::int64_t rows;
+  std::int64_t rows, connections;
   View view;
   const T* values;
   Excitability<T> excitability;

@@ -38,22 +38,47 @@ DENDNORM_HD inline double signed_power(double u, double q) {
   return u == 0 ? 0.0 : std::copysign(power(std::fabs(u), q), u);
 }
 
-// ||v||_p of the n values get(0), ..., get(n - 1). One pass; a second one, with the largest taken out, only when the
-// sum of powers left the range in which a term that underflowed cannot matter.
+// The n values get(0), ..., get(n - 1) of a row, taken one after the other. Another way of taking them together (a warp
+// of a GPU) has the same two members.
 template <class Get>
-DENDNORM_HD double length(std::int64_t n, double p, Get get) {
-  double sum = 0;
-  for (std::int64_t k = 0; k < n; ++k) sum += power(std::fabs(get(k)), p);
-  if (!(sum <= 1e-200 || sum >= 1e290)) return power(sum, 1 / p);  // a NaN, too
-  double largest = 0;
-  for (std::int64_t k = 0; k < n; ++k) {
-    const double size = std::fabs(get(k));
-    if (size > largest) largest = size;
+struct Sequence {
+  std::int64_t n;
+  Get get;
+
+  template <class F>
+  DENDNORM_HD double sum(F of) const {
+    double total = 0;
+    for (std::int64_t k = 0; k < n; ++k) total += of(get(k));
+    return total;
   }
+  DENDNORM_HD double largest_size() const {
+    double largest = 0;
+    for (std::int64_t k = 0; k < n; ++k) {
+      const double size = std::fabs(get(k));
+      if (size > largest) largest = size;
+    }
+    return largest;
+  }
+};
+
+// For rows whose values nobody asks for: where b = 0 the number of connections tells everything.
+struct NoValues {
+  template <class F>
+  DENDNORM_HD double sum(F) const {
+    return 0;
+  }
+  DENDNORM_HD double largest_size() const { return 0; }
+};
+
+// ||v||_p. One pass over the values; two more, with the largest taken out, only when the sum of powers left the range
+// in which a term that underflowed cannot matter.
+template <class Values>
+DENDNORM_HD double length(const Values& values, double p) {
+  const double sum = values.sum([p](double v) { return power(std::fabs(v), p); });
+  if (!(sum <= 1e-200 || sum >= 1e290)) return power(sum, 1 / p);  // a NaN, too
+  const double largest = values.largest_size();
   if (largest == 0 || std::isinf(largest)) return largest;
-  sum = 0;
-  for (std::int64_t k = 0; k < n; ++k) sum += power(std::fabs(get(k)) / largest, p);
-  return largest * power(sum, 1 / p);
+  return largest * power(values.sum([p, largest](double v) { return power(std::fabs(v) / largest, p); }), 1 / p);
 }
 
 // What the rule needs to know of one row.
@@ -62,18 +87,41 @@ struct Row {
   double inverse_d = 0;  // 1 / D; 0 where the row is dead
 };
 
-template <class Get>
-DENDNORM_HD Row measure_row(const Norm& norm, std::int64_t n, Get get) {
+// Of a row with n connections; `values` is asked only where b != 0.
+template <class Values>
+DENDNORM_HD Row measure_row(const Norm& norm, std::int64_t n, const Values& values) {
   Row row;
   if (n == 0) return row;
   double d = power(static_cast<double>(n), norm.a);
   if (norm.b != 0) {
-    row.length = length(n, norm.p, get);
+    row.length = length(values, norm.p);
     if (row.length == 0) return row;
     d *= power(row.length, norm.b);
   }
   row.inverse_d = 1 / d;
   return row;
+}
+
+// A factor as first * second, where one float32 may not hold it; returns whether second is needed (it is 1 otherwise).
+DENDNORM_HD inline bool split_factor(double factor, float* first, float* second) {
+  *second = 1;
+  const double size = std::fabs(factor);
+  const bool wide = size != 0 && (size < 0x1p-100 || size > 0x1p100) && std::isfinite(size);
+  if (wide) {
+    int exponent = 0;
+    factor = std::frexp(factor, &exponent);
+    const int half = exponent / 2;
+    factor = std::ldexp(factor, half);
+    *second = static_cast<float>(std::ldexp(1.0, exponent - half));
+  }
+  *first = static_cast<float>(factor);
+  return wide;
+}
+
+DENDNORM_HD inline bool split_factor(double factor, double* first, double* second) {
+  *first = factor;
+  *second = 1;
+  return false;
 }
 
 // The part of dC/dv_k that G_k does not hold, for v_k in a row with this pull.

@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
-#include "cpu/types_impl.h"
+#include "core/float16.h"
 
 #include "cpu/avx2_impl.h"
 

@@ -2,7 +2,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
-#include "cpu/types_impl.h"
+#include "core/float16.h"
 
 namespace {
 

@@ -36,7 +36,7 @@ struct RowValues {
 template <class T>
 Row measured(const Layer<T>& layer, std::int64_t i) {
   const std::int64_t begin = layer.view.start[i], count = layer.view.start[i + 1] - begin;
-  return measure_row(layer.norm, count, RowValues<T>{layer, begin});
+  return measure_row(layer.norm, count, Sequence<RowValues<T>>{count, {layer, begin}});
 }
 
 }  // namespace
@@ -45,23 +45,12 @@ template <class T>
 bool row_factors(const Layer<T>& layer, T* first, T* second) {
   std::atomic<bool> wide{false};
   for_rows(layer, layer.norm.b != 0 ? 2 : 0, [&](std::int64_t i) {
-    double factor = layer.excitability.of(i) * measured(layer, i).inverse_d;
-    if constexpr (sizeof(T) == 4) {
-      double rest = 1;
-      const double size = std::fabs(factor);
-      if (size != 0 && (size < 0x1p-100 || size > 0x1p100) && std::isfinite(size)) {
-        int exponent = 0;
-        factor = std::frexp(factor, &exponent);
-        const int half = exponent / 2;
-        factor = std::ldexp(factor, half);
-        rest = std::ldexp(1.0, exponent - half);
-        wide.store(true, std::memory_order_relaxed);
-      }
-      if (second != nullptr) second[i] = static_cast<T>(rest);
-    } else if (second != nullptr) {
-      second[i] = 1;
+    T one, rest;
+    if (split_factor(layer.excitability.of(i) * measured(layer, i).inverse_d, &one, &rest)) {
+      wide.store(true, std::memory_order_relaxed);
     }
-    first[i] = static_cast<T>(factor);
+    first[i] = one;
+    if (second != nullptr) second[i] = rest;
   });
   return wide.load();
 }

@@ -259,7 +259,7 @@ Gradients run_backward(const Tensor& grad_output, const Tensor& input, const Ten
     dot_weights.resize(c.outputs);
     for (std::int64_t i = 0; i < c.outputs; ++i) {
       const std::int64_t count = layer.view.start[i + 1] - layer.view.start[i];
-      dot_weights[i] = measure_row(norm, count, [](std::int64_t) { return 0.0; }).inverse_d;
+      dot_weights[i] = measure_row(norm, count, NoValues{}).inverse_d;
     }
     dots.resize(c.inputs);
     c.dot_weights = dot_weights.data();

@@ -16,13 +16,18 @@ namespace {
 
 using Values = std::vector<double>;
 
+struct At {
+  const Values& v;
+  double operator()(std::int64_t k) const { return v[static_cast<std::size_t>(k)]; }
+};
+
+Sequence<At> in_order(const Values& v) { return {static_cast<std::int64_t>(v.size()), {v}}; }
+
 Row measure(const Norm& norm, const Values& v) {
-  return measure_row(norm, static_cast<std::int64_t>(v.size()), [&](std::int64_t k) { return v[k]; });
+  return measure_row(norm, static_cast<std::int64_t>(v.size()), in_order(v));
 }
 
-double length_of(const Values& v, double p) {
-  return length(static_cast<std::int64_t>(v.size()), p, [&](std::int64_t k) { return v[k]; });
-}
+double length_of(const Values& v, double p) { return length(in_order(v), p); }
 
 // The formulas as they are printed, in long double, whose exponent has room for every power in these tests.
 long double plain_length(const Values& v, double p) {

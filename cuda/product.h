@@ -1,0 +1,81 @@
+// What the product kernels (product.cuh) are told, and how they are started.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/macros.h"
+#include "cuda/choose.h"
+#include "cuda/kernels.h"
+
+namespace dendnorm::cuda {
+
+// y = S x + bias for a compressed view S with `segments` rows.
+template <class T>
+struct Product {
+  std::uint32_t samples, segments, neurons;  // `neurons` of x
+  const std::byte* x;
+  std::int64_t x_neuron, x_sample;  // bytes from one neuron, and from one sample, to the next
+  View view;
+  const T* values;
+  const Factor<T>* entry_factors;  // by index, null: 1
+  const Factor<T>* row_factors;    // by segment, null: 1
+  const T* bias;                   // by segment, null: 0
+  std::byte* y;
+  std::int64_t y_neuron, y_sample;  // bytes
+  int split;                        // as ProductChoice has them
+  std::uint32_t rows_per_block;
+};
+
+// x packed: 16-byte aligned, x_sample is one element, x_neuron a multiple of 16, and whole 16-byte pieces of samples.
+template <class T>
+cudaError_t launch_gather(const Product<T>& product, Type type, int lanes, cudaStream_t stream);
+// x of any strides.
+template <class T>
+cudaError_t launch_slab(const Product<T>& product, Type type, int lanes, cudaStream_t stream);
+
+// G_k = sum over the samples of dy[., index_k] x[., segment of k], both packed.
+template <class T>
+struct Sampled {
+  std::uint32_t samples, segments, connections;
+  const std::byte *dy, *x;
+  std::int64_t dy_neuron, x_neuron;  // bytes
+  View view;
+  const T* values;            // read with dot_weights
+  const Factor<T>* finish;    // by index: G is multiplied by it; null: not
+  const double* dot_weights;  // by index, null: not wanted
+  double* dots;               // one part for every kDotPart connections
+  T* gradient;
+};
+
+constexpr std::int64_t kDotPart = 128;
+DENDNORM_HD constexpr std::int64_t dot_part_count(std::int64_t connections) {
+  return (connections + kDotPart - 1) / kDotPart;
+}
+
+template <class T>
+cudaError_t launch_sampled(const Sampled<T>& sampled, Type type, cudaStream_t stream);
+
+// Copies a (samples, neurons) matrix of any strides to `to`, feature-major with `pitch` bytes between neurons, and
+// zeros after the last sample.
+struct Packing {
+  const std::byte* from = nullptr;      // null: nothing to do
+  std::int64_t neuron = 0, sample = 0;  // bytes
+  std::int64_t neurons = 0;
+  std::byte* to = nullptr;
+  std::int64_t pitch = 0;
+};
+
+cudaError_t launch_pack(const Packing& first, const Packing& second, std::int64_t samples, int element,
+                        cudaStream_t stream);
+
+// sums[n] = sum of the samples of neuron n, packed.
+template <class T>
+cudaError_t launch_sums(const std::byte* x, std::int64_t neuron, std::int64_t samples, std::int64_t neurons, Type type,
+                        T* sums, cudaStream_t stream);
+
+// to[k] = from[perm[k]]
+template <class T>
+cudaError_t launch_permute(const T* from, const std::int32_t* perm, std::int64_t count, T* to, cudaStream_t stream);
+
+}  // namespace dendnorm::cuda

@@ -1,0 +1,227 @@
+// The forward pass and the pass over the columns: what is packed, and which kernels are launched.
+#include "cuda/choose.h"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+#include "cuda/product.h"
+
+namespace dendnorm::cuda {
+namespace {
+
+constexpr std::int64_t kAlign = 256;
+
+std::int64_t aligned(std::int64_t bytes) { return divided_up(bytes, kAlign) * kAlign; }
+
+int element_of(Type type) {
+  switch (type) {
+    case Type::kFloat64: return 8;
+    case Type::kFloat32: return 4;
+    default: return 2;
+  }
+}
+
+// Activations with their strides in bytes.
+struct Strided {
+  std::byte* data;
+  std::int64_t neuron, sample;
+};
+
+Strided strided(const Activations& a) {
+  const std::int64_t element = element_of(a.type), stride = a.stride * element;
+  return {static_cast<std::byte*>(a.data), a.feature_major ? stride : element, a.feature_major ? element : stride};
+}
+
+// Whether the gathering kernels can read activations where they are: whole aligned 16-byte pieces of samples.
+bool is_packed(const Activations& a, std::int64_t samples) {
+  const std::int64_t element = element_of(a.type);
+  return a.feature_major && samples * element % 16 == 0 && a.stride * element % 16 == 0 && a.stride >= samples &&
+         reinterpret_cast<std::uintptr_t>(a.data) % 16 == 0;
+}
+
+std::int64_t pitch_of(std::int64_t samples, int element) { return divided_up(samples * element, 16) * 16; }
+
+// Takes pieces of the workspace; with a null base it only counts.
+struct Pieces {
+  std::byte* base;
+  std::int64_t used = 0;
+
+  std::byte* take(std::int64_t bytes) {
+    std::byte* piece = base == nullptr ? nullptr : base + used;
+    used += aligned(bytes);
+    return piece;
+  }
+};
+
+// Where the gathering kernels read a matrix of activations, and how it gets there.
+struct Packed {
+  const std::byte* data = nullptr;
+  std::int64_t pitch = 0;
+  Packing packing;
+};
+
+Packed packed(const Activations& a, std::int64_t samples, std::int64_t neurons, Pieces& pieces) {
+  const Strided from = strided(a);
+  if (is_packed(a, samples)) return {from.data, from.neuron, {}};
+  const std::int64_t pitch = pitch_of(samples, element_of(a.type));
+  std::byte* to = pieces.take(neurons * pitch);
+  return {to, pitch, {from.data, from.neuron, from.sample, neurons, to, pitch}};
+}
+
+template <class T>
+cudaError_t launch_product(Product<T> p, const ProductChoice& choice, Type type, cudaStream_t stream) {
+  p.split = choice.split;
+  p.rows_per_block = static_cast<std::uint32_t>(choice.rows_per_block);
+  return choice.slab ? launch_slab(p, type, choice.lanes, stream) : launch_gather(p, type, choice.lanes, stream);
+}
+
+// ---- Y = X W^T + bias ----
+
+template <class T>
+struct ForwardPlan {
+  ProductShape shape;
+  ProductChoice choice;
+  bool permute;
+  Packed x;
+  T* values = nullptr;
+  std::int64_t bytes;
+};
+
+bool is_empty(std::int64_t samples, std::int64_t neurons) { return samples == 0 || neurons == 0; }
+
+template <class T>
+ForwardPlan<T> plan_forward(const Forward<T>& f, const Device& device) {
+  ForwardPlan<T> plan;
+  Pieces pieces{f.workspace};
+  plan.shape = {
+      f.samples, f.outputs, f.inputs, f.connections, element_of(f.x.type), sizeof(T), is_packed(f.x, f.samples)};
+  plan.choice = choose_product(plan.shape, device);
+  plan.permute = permutes_values(plan.shape, plan.choice);
+  if (!plan.choice.slab) plan.x = packed(f.x, f.samples, f.inputs, pieces);
+  if (plan.permute) plan.values = reinterpret_cast<T*>(pieces.take(f.connections * static_cast<int>(sizeof(T))));
+  plan.bytes = pieces.used;
+  return plan;
+}
+
+// ---- One pass over the columns ----
+
+struct ColumnsPlan {
+  ProductChoice choice;
+  bool gathers;  // anything that reads packed dY
+  Packed dy, x;
+  std::int64_t bytes;
+};
+
+template <class T>
+ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
+  ColumnsPlan plan{};
+  Pieces pieces{c.workspace};
+  const bool gradient = c.gradient != nullptr, sums = c.bias_gradient != nullptr, product = c.dx.data != nullptr;
+  const ProductShape shape{c.samples,
+                           c.inputs,
+                           c.outputs,
+                           c.connections,
+                           element_of(c.dy.type),
+                           sizeof(T),
+                           gradient || sums || is_packed(c.dy, c.samples)};
+  if (product && !is_empty(c.samples, c.inputs)) plan.choice = choose_product(shape, device);
+  plan.gathers = gradient || sums || (product && !plan.choice.slab);
+  if (plan.gathers) plan.dy = packed(c.dy, c.samples, c.outputs, pieces);
+  if (gradient) plan.x = packed(c.x, c.samples, c.inputs, pieces);
+  plan.bytes = pieces.used;
+  return plan;
+}
+
+}  // namespace
+
+std::int64_t dot_parts(std::int64_t connections) { return dot_part_count(connections); }
+
+template <class T>
+std::size_t forward_workspace(const Forward<T>& f, const Device& device) {
+  return is_empty(f.samples, f.outputs) ? 0 : static_cast<std::size_t>(plan_forward(f, device).bytes);
+}
+
+template <class T>
+cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stream) {
+  if (is_empty(f.samples, f.outputs)) return cudaSuccess;
+  const ForwardPlan<T> plan = plan_forward(f, device);
+  const Strided x = strided(f.x), y = strided(f.y);
+  Product<T> p{};
+  p.samples = static_cast<std::uint32_t>(f.samples);
+  p.segments = static_cast<std::uint32_t>(f.outputs);
+  p.neurons = static_cast<std::uint32_t>(f.inputs);
+  p.x = plan.choice.slab ? x.data : plan.x.data;
+  p.x_neuron = plan.choice.slab ? x.neuron : plan.x.pitch;
+  p.x_sample = x.sample;
+  p.view = f.rows;
+  p.values = f.values;
+  p.row_factors = f.factors;
+  p.bias = f.bias;
+  p.y = y.data;
+  p.y_neuron = y.neuron;
+  p.y_sample = y.sample;
+  if (plan.permute && f.rows.perm != nullptr) {
+    DENDNORM_CUDA_TRY(launch_permute(f.values, f.rows.perm, f.connections, plan.values, stream));
+    p.values = plan.values;
+    p.view.perm = nullptr;
+  }
+  DENDNORM_CUDA_TRY(launch_pack(plan.x.packing, {}, f.samples, plan.shape.element, stream));
+  return launch_product(p, plan.choice, f.x.type, stream);
+}
+
+template <class T>
+std::size_t columns_workspace(const Columns<T>& c, const Device& device) {
+  return static_cast<std::size_t>(plan_columns(c, device).bytes);
+}
+
+template <class T>
+cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stream) {
+  const ColumnsPlan plan = plan_columns(c, device);
+  const Strided dy = strided(c.dy), dx = strided(c.dx);
+  DENDNORM_CUDA_TRY(launch_pack(plan.dy.packing, plan.x.packing, c.samples, element_of(c.dy.type), stream));
+  if (c.bias_gradient != nullptr) {
+    DENDNORM_CUDA_TRY(
+        launch_sums(plan.dy.data, plan.dy.pitch, c.samples, c.outputs, c.dy.type, c.bias_gradient, stream));
+  }
+  if (c.dx.data != nullptr && !is_empty(c.samples, c.inputs)) {
+    Product<T> p{};
+    p.samples = static_cast<std::uint32_t>(c.samples);
+    p.segments = static_cast<std::uint32_t>(c.inputs);
+    p.neurons = static_cast<std::uint32_t>(c.outputs);
+    p.x = plan.gathers ? plan.dy.data : dy.data;
+    p.x_neuron = plan.gathers ? plan.dy.pitch : dy.neuron;
+    p.x_sample = plan.gathers ? element_of(c.dy.type) : dy.sample;
+    p.view = c.columns;
+    p.values = c.values;
+    p.entry_factors = c.factors;
+    p.y = dx.data;
+    p.y_neuron = dx.neuron;
+    p.y_sample = dx.sample;
+    DENDNORM_CUDA_TRY(launch_product(p, plan.choice, c.dy.type, stream));
+  }
+  if (c.gradient == nullptr) return cudaSuccess;
+  Sampled<T> s{};
+  s.samples = static_cast<std::uint32_t>(c.samples);
+  s.segments = static_cast<std::uint32_t>(c.inputs);
+  s.connections = static_cast<std::uint32_t>(c.connections);
+  s.dy = plan.dy.data;
+  s.x = plan.x.data;
+  s.dy_neuron = plan.dy.pitch;
+  s.x_neuron = plan.x.pitch;
+  s.view = c.columns;
+  s.values = c.values;
+  s.finish = c.finish ? c.factors : nullptr;
+  s.dot_weights = c.dot_weights;
+  s.dots = c.dots;
+  s.gradient = c.gradient;
+  return launch_sampled(s, c.dy.type, stream);
+}
+
+#define DENDNORM_INSTANTIATE(T)                                                 \
+  template std::size_t forward_workspace(const Forward<T>&, const Device&);     \
+  template cudaError_t forward(const Forward<T>&, const Device&, cudaStream_t); \
+  template std::size_t columns_workspace(const Columns<T>&, const Device&);     \
+  template cudaError_t columns(const Columns<T>&, const Device&, cudaStream_t);
+DENDNORM_INSTANTIATE(float)
+DENDNORM_INSTANTIATE(double)
+#undef DENDNORM_INSTANTIATE
+
+}  // namespace dendnorm::cuda

@@ -1,0 +1,229 @@
+// G_k = sum over the samples of dY[., row_k] X[., col_k]: the gradient of the values, over the column view.
+//
+// A warp has a run of connections, whatever columns they lie in, so the work of every warp is alike. `kLanes` lanes
+// share a connection, each with 16 bytes of the samples; every lane keeps the partial sums of `kOwn` connections in
+// registers through all tiles of samples. X's piece is loaded once for a block of connections in one column. At the end
+// the lanes that share exchange halves of their sums until each has whole ones.
+#include "cuda/choose.h"
+#include "cuda/product.h"
+#include "cuda/types.cuh"
+
+namespace dendnorm::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+
+DENDNORM_HD constexpr int own_connections(int lanes) { return lanes >= 16 ? 16 : lanes == 8 ? 8 : 4; }
+
+// The segment of entry k: the last that begins at or before k and is not empty.
+__device__ __forceinline__ u32 segment_of(const i32* start, u32 segments, u32 k) {
+  u32 low = 0, high = segments;  // start[low] <= k < start[high]
+  while (high - low > 1) {
+    const u32 middle = low + (high - low) / 2;
+    if (static_cast<u32>(__ldg(start + middle)) <= k) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+template <class A, class T>
+__device__ __forceinline__ T dot(const Piece<A>& a, const Piece<A>& b, T sum) {
+  T x[Piece<A>::kCount], y[Piece<A>::kCount];
+  a.unpack(x);
+  b.unpack(y);
+#pragma unroll
+  for (int i = 0; i < Piece<A>::kCount; ++i) sum = multiply_add(x[i], y[i], sum);
+  return sum;
+}
+
+// Connections of a lane whose loads are in flight together, as many as registers allow.
+DENDNORM_HD constexpr int block_connections(int lanes, int element) {
+  return own_connections(lanes) < 8 || element == 8 ? 4 : 8;
+}
+
+// Where column changes lie for block `b` of every lane, as bits of the run modulo 32.
+DENDNORM_HD constexpr u32 block_mask(int own, int block, int b) {
+  u32 mask = 0;
+  for (int i = 0; i < 32; ++i) {
+    if (i % own / block == b && i % block != 0) mask |= u32{1} << i;
+  }
+  return mask;
+}
+
+// A block of connections of one column: X's piece is loaded once.
+template <class A, class T, int kBlock>
+__device__ __forceinline__ void add_block(const std::byte* dy, u32 dy_stride, const std::byte* x, u32 x_stride,
+                                          const u32* rows, u32 column, T* sum) {
+  u32 row[kBlock];
+  Piece<A> pieces[kBlock];
+  const Piece<A> other = load_global<A>(x + static_cast<std::uint64_t>(column) * x_stride);
+  read_run(rows, row);
+#pragma unroll
+  for (int u = 0; u < kBlock; ++u) pieces[u] = load_global<A>(dy + static_cast<std::uint64_t>(row[u]) * dy_stride);
+#pragma unroll
+  for (int u = 0; u < kBlock; ++u) sum[u] = dot(pieces[u], other, sum[u]);
+}
+
+// Four connections of any columns.
+template <class A, class T>
+__device__ __forceinline__ void add_mixed(const std::byte* dy, u32 dy_stride, const std::byte* x, u32 x_stride,
+                                          const u32* rows, const u32* columns, T* sum) {
+  u32 row[4], column[4];
+  Piece<A> pieces[4], others[4];
+  read_run(rows, row);
+  read_run(columns, column);
+#pragma unroll
+  for (int u = 0; u < 4; ++u) {
+    pieces[u] = load_global<A>(dy + static_cast<std::uint64_t>(row[u]) * dy_stride);
+    others[u] = load_global<A>(x + static_cast<std::uint64_t>(column[u]) * x_stride);
+  }
+#pragma unroll
+  for (int u = 0; u < 4; ++u) sum[u] = dot(pieces[u], others[u], sum[u]);
+}
+
+// One step of the exchange between lanes `kStep` apart, of `kHeld` sums each; returns the lane's first of those kept.
+template <int kStep, int kHeld, class T, int kOwn>
+__device__ __forceinline__ int exchange(T (&sum)[kOwn], int lane) {
+  if constexpr (kStep == 0) {
+    return 0;
+  } else if constexpr (kHeld == 1) {
+    sum[0] += __shfl_xor_sync(kFullMask, sum[0], kStep);
+    return exchange<kStep / 2, 1>(sum, lane);
+  } else {
+    constexpr int kHalf = kHeld / 2;
+    const bool upper = (lane & kStep) != 0;
+#pragma unroll
+    for (int i = 0; i < kHalf; ++i) {
+      const T given = upper ? sum[i] : sum[i + kHalf], kept = upper ? sum[i + kHalf] : sum[i];
+      sum[i] = kept + __shfl_xor_sync(kFullMask, given, kStep);
+    }
+    return (upper ? kHalf : 0) + exchange<kStep / 2, kHalf>(sum, lane);
+  }
+}
+
+// What is left of a connection when its sum is whole; returns its part of the dot product.
+template <class T>
+__device__ __forceinline__ double finish(const Sampled<T>& s, u32 k, u32 row, T g) {
+  double part = 0;
+  if (s.dot_weights != nullptr) part = s.dot_weights[row] * (static_cast<double>(g) * s.values[k]);
+  if (s.finish != nullptr) {
+    const Factor<T> factor = s.finish[row];
+    g = g * factor.first * factor.second;
+  }
+  s.gradient[k] = g;
+  return part;
+}
+
+template <class A, class T, int kLanes>
+__global__ void __launch_bounds__(kWarps * 32, 3) sampled_kernel(const Sampled<T> s) {
+  constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer, kAtOnce = 32 / kLanes;
+  constexpr int kOwn = own_connections(kLanes), kRun = kOwn * kAtOnce;
+  constexpr int kBlock = block_connections(kLanes, sizeof(A));
+  constexpr int kHeld = kOwn > kLanes ? kOwn / kLanes : 1;     // whole sums that a lane ends with
+  constexpr int kSharing = kLanes > kOwn ? kLanes / kOwn : 1;  // lanes that end with the same one
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  u32* rows = shared_memory<u32>() + warp * 2 * kRun;
+  u32* columns = rows + kRun;
+  double* parts = reinterpret_cast<double*>(shared_memory<u32>() + kWarps * 2 * kRun);
+
+  const u32 first = (blockIdx.x * kWarps + warp) * kRun;
+  double part = 0;
+  if (first < s.connections) {
+    u32 changes = 0;  // of the column, from the connection before
+#pragma unroll
+    for (int t = 0; t < kRun; t += 32) {
+      // Places after the last connection repeat it: something that may be read.
+      const int at = t + lane;
+      const u32 k = first + at < s.connections ? first + at : s.connections - 1;
+      const u32 column = segment_of(s.view.start, s.segments, k);
+      if (at < kRun) {
+        rows[at] = static_cast<u32>(__ldg(s.view.index + k));
+        columns[at] = column;
+      }
+      const u32 before = __shfl_sync(kFullMask, column, lane > 0 ? lane - 1 : 0);
+      changes |= __ballot_sync(kFullMask, at < kRun && column != before);
+    }
+    T sum[kOwn];
+#pragma unroll
+    for (int q = 0; q < kOwn; ++q) sum[q] = 0;
+    const int group = lane / kLanes, own = lane % kLanes * kPer;
+    const std::byte *dy = s.dy + own * sizeof(A), *x = s.x + own * sizeof(A);
+    const u32 dy_stride = static_cast<u32>(s.dy_neuron), x_stride = static_cast<u32>(s.x_neuron);
+    const u32 *own_rows = rows + group * kOwn, *own_columns = columns + group * kOwn;
+    // The hot loop: tiles of samples. Only the last has lanes without any.
+    for (u32 tile = 0; tile < s.samples; tile += kTile, dy += kTile * sizeof(A), x += kTile * sizeof(A)) {
+      __syncwarp();
+      if (tile + own >= s.samples) continue;
+#pragma unroll
+      for (int q = 0; q < kOwn; q += kBlock) {
+        if ((changes & block_mask(kOwn, kBlock, q / kBlock)) == 0) {
+          add_block<A, T, kBlock>(dy, dy_stride, x, x_stride, own_rows + q, own_columns[q], sum + q);
+          continue;
+        }
+#pragma unroll
+        for (int r = q; r < q + kBlock; r += 4) {
+          if ((changes & block_mask(kOwn, 4, r / 4)) == 0) {
+            add_block<A, T, 4>(dy, dy_stride, x, x_stride, own_rows + r, own_columns[r], sum + r);
+          } else {
+            add_mixed<A, T>(dy, dy_stride, x, x_stride, own_rows + r, own_columns + r, sum + r);
+          }
+        }
+      }
+    }
+    __syncwarp();
+    const int kept = group * kOwn + exchange<kLanes / 2, kOwn>(sum, lane);
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) {
+      const u32 k = first + kept + i;
+      if (k < s.connections && lane % kSharing == 0) part += finish(s, k, rows[kept + i], sum[i]);
+    }
+  }
+  if (s.dot_weights == nullptr) return;
+  // The parts of a block, lane by lane and warp by warp, in an order that shapes alone decide.
+  part = warp_sum(part);
+  if (lane == 0) parts[warp] = part;
+  __syncthreads();
+  constexpr int kParts = kWarps * kRun / static_cast<int>(kDotPart);  // of kDotPart connections; the first has the sum
+  const i64 last = dot_part_count(s.connections), at = static_cast<i64>(blockIdx.x) * kParts + thread;
+  if (thread < kParts && at < last) {
+    double total = 0;
+    if (thread == 0) {
+      for (int w = 0; w < kWarps; ++w) total += parts[w];
+    }
+    s.dots[at] = total;
+  }
+}
+
+template <class A, class T, int kLanes>
+cudaError_t launch(const Sampled<T>& s, cudaStream_t stream) {
+  constexpr int kRun = own_connections(kLanes) * (32 / kLanes);
+  const dim3 grid(static_cast<unsigned>(divided_up(s.connections, kWarps * kRun)));
+  return launch_kernel(sampled_kernel<A, T, kLanes>, grid, dim3(kWarps * 32),
+                       kWarps * (2 * kRun * sizeof(u32) + sizeof(double)), stream, s);
+}
+
+}  // namespace
+
+template <class T>
+cudaError_t launch_sampled(const Sampled<T>& s, Type type, cudaStream_t stream) {
+  if (s.connections == 0) return cudaSuccess;
+  return with_type<T>(type, [&](auto a) {
+    using A = decltype(a);
+    switch (covering_lanes(s.samples, sizeof(A), kMaxGatherLanes)) {
+      case 1: return launch<A, T, 1>(s, stream);
+      case 2: return launch<A, T, 2>(s, stream);
+      case 4: return launch<A, T, 4>(s, stream);
+      case 8: return launch<A, T, 8>(s, stream);
+      case 16: return launch<A, T, 16>(s, stream);
+      default: return launch<A, T, 32>(s, stream);
+    }
+  });
+}
+
+template cudaError_t launch_sampled(const Sampled<float>&, Type, cudaStream_t);
+template cudaError_t launch_sampled(const Sampled<double>&, Type, cudaStream_t);
+
+}  // namespace dendnorm::cuda
