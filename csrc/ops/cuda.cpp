@@ -1,0 +1,278 @@
+// Hands tensors to cuda/.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <array>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <type_traits>
+
+#include "cuda/choose.h"
+#include "cuda/kernels.h"
+#include "ops/layer_ops.h"
+
+namespace dendnorm::ops {
+namespace {
+
+using at::Tensor;
+
+void check(cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess, "dendnorm: a CUDA kernel could not be launched: ", cudaGetErrorString(error), " (",
+              cudaGetErrorName(error), ")");
+}
+
+cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
+
+cuda::Device device() {
+  cuda::Device found;
+  check(cuda::current_device(&found));
+  return found;
+}
+
+// Memory of PyTorch's allocator, in which the stream orders who uses it: it may be freed before the kernels have run.
+Tensor memory(std::size_t count, const Tensor& like) {
+  return at::empty({static_cast<std::int64_t>(count)}, like.options().dtype(at::kByte));
+}
+
+std::byte* bytes_of(const Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
+
+void check_samples(std::int64_t samples) {
+  TORCH_CHECK(samples <= cuda::kMaxSamples, "dendnorm: the CUDA kernels take at most ", cuda::kMaxSamples,
+              " samples in one call, got ", samples);
+}
+
+// From which density on the products are left to cuBLAS. 1, the default, is where it makes no difference to what is
+// computed: with absent connections a dense product multiplies their zeros with the activations, and 0 * inf is NaN.
+// DENDNORM_CUDA_DENSE names another density, or "off", which also saves the memory of the dense matrix.
+double dense_threshold() {
+  static const double threshold = [] {
+    const char* text = std::getenv("DENDNORM_CUDA_DENSE");
+    if (text == nullptr || *text == '\0') return 1.0;
+    if (std::string_view(text) == "off") return 2.0;
+    char* end = nullptr;
+    const double value = std::strtod(text, &end);
+    TORCH_CHECK(*end == '\0' && value > 0, "dendnorm: the environment variable DENDNORM_CUDA_DENSE must be \"off\" or ",
+                "a density above 0, got \"", text, "\"");
+    return value;
+  }();
+  return threshold;
+}
+
+template <class T>
+cuda::Layer<T> sized_layer(const Tensor& weight, const Tensor& excitability, const Pattern& pattern, const Norm& norm) {
+  auto layer = layer_of<cuda::Layer<T>, T>(weight, excitability, pattern, norm);
+  layer.connections = weight.size(0);
+  return layer;
+}
+
+// The factors of all rows, or 1 / D of all rows, and the memory that holds them.
+template <class T>
+struct RowFactors {
+  Tensor factor_memory, inverse_memory;
+  const cuda::Factor<T>* factors = nullptr;  // null where every factor is 1, or not wanted
+  const double* inverse_d = nullptr;
+
+  RowFactors(const cuda::Layer<T>& layer, const Tensor& like, bool wants_factors, bool wants_inverse) {
+    cuda::Factor<T>* to = nullptr;
+    double* inverse_to = nullptr;
+    if (wants_factors && !(layer.norm.a == 0 && layer.norm.b == 0 && layer.excitability.data == nullptr)) {
+      factor_memory = memory(layer.rows * sizeof(cuda::Factor<T>), like);
+      to = reinterpret_cast<cuda::Factor<T>*>(bytes_of(factor_memory));
+    }
+    if (wants_inverse) {
+      inverse_memory = at::empty({layer.rows}, like.options().dtype(at::kDouble));
+      inverse_to = inverse_memory.mutable_data_ptr<double>();
+    }
+    if (to != nullptr || inverse_to != nullptr) check(cuda::row_factors(layer, to, inverse_to, stream()));
+    factors = to;
+    inverse_d = inverse_to;
+  }
+};
+
+// The effective weights as a dense (outputs, inputs) matrix; undefined where the sparse kernels do the products.
+template <class T>
+Tensor dense_weight(const cuda::Layer<T>& layer, const Tensor& weight, const Tensor& activations, std::int64_t inputs,
+                    const cuda::Factor<T>* factors) {
+  if (activations.scalar_type() != weight.scalar_type() || samples_of(activations) == 0 ||
+      !cuda::prefers_dense(inputs, layer.rows, layer.connections, dense_threshold())) {
+    return {};
+  }
+  Tensor dense = at::empty({layer.rows, inputs}, weight.options());
+  check(cuda::dense_weight(layer, factors, inputs, dense.mutable_data_ptr<T>(), stream()));
+  return dense;
+}
+
+template <class T>
+void run_columns(cuda::Columns<T>& c, const Tensor& like) {
+  const cuda::Device on = device();
+  const Tensor workspace = memory(cuda::columns_workspace(c, on), like);
+  c.workspace = bytes_of(workspace);
+  check(cuda::columns(c, on, stream()));
+}
+
+using Matrix = ops::Matrix<cuda::Activations>;
+
+struct Backend {
+  // The tensors' device; and autocast, which would reach the dense products, stays out.
+  struct Guard {
+    c10::cuda::CUDAGuard device;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::DispatchKey::AutocastCUDA};
+
+    explicit Guard(const Tensor& tensor) : device(tensor.device()) {}
+  };
+
+  template <class T>
+  static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
+                      const Pattern& pattern, const Norm& norm, const Tensor& output) {
+    cuda::Forward<T> f{};
+    f.samples = samples_of(input);
+    check_samples(f.samples);
+    if (output.numel() == 0) return;
+    const Matrix x(input), y(output);
+    const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
+    const RowFactors<T> factors(layer, weight, true, false);
+    const Tensor dense = dense_weight(layer, weight, input, input.size(-1), factors.factors);
+    if (dense.defined()) {
+      Tensor to = y.tensor;
+      if (bias.defined()) {
+        at::addmm_out(to, bias, x.tensor, dense.t());
+      } else {
+        at::mm_out(to, x.tensor, dense.t());
+      }
+      return;
+    }
+    f.inputs = input.size(-1);
+    f.outputs = output.size(-1);
+    f.connections = weight.size(0);
+    f.x = x.activations;
+    f.y = y.activations;
+    f.rows = rows_of<cuda::View>(pattern);
+    f.values = layer.values;
+    f.factors = factors.factors;
+    f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
+    const cuda::Device on = device();
+    const Tensor workspace = memory(cuda::forward_workspace(f, on), weight);
+    f.workspace = bytes_of(workspace);
+    check(cuda::forward(f, on, stream()));
+  }
+
+  template <class T>
+  static Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                            const Tensor& excitability, const Pattern& pattern, const Norm& norm,
+                            std::array<bool, 4> mask) {
+    Gradients gradients;
+    const bool wants_e = mask[3] && excitability.defined(), wants_values = mask[1] || wants_e;
+    const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
+    // One factor per row finishes a gradient inside the pass over the columns; a row sum needs another pass over rows.
+    const bool rows_pass = wants_values && (norm.b != 0 || (wants_e && layer.excitability.per_row));
+    const bool dots = wants_e && !rows_pass;
+    const RowFactors<T> factors(layer, weight, mask[0] || (mask[1] && !rows_pass), dots);
+
+    const Matrix dy(grad_output), x(input);
+    Matrix dx;
+    cuda::Columns<T> c{};
+    c.samples = samples_of(input);
+    check_samples(c.samples);
+    c.inputs = input.size(-1);
+    c.outputs = grad_output.size(-1);
+    c.connections = weight.size(0);
+    c.dy = dy.activations;
+    c.x = x.activations;
+    c.columns = columns_of<cuda::View>(pattern);
+    c.values = layer.values;
+    c.factors = factors.factors;
+    if (mask[0]) {
+      gradients.input = empty_activations(input, input.sym_size(-1));
+      dx = Matrix(gradients.input);
+      const Tensor dense = dense_weight(layer, weight, input, c.inputs, factors.factors);
+      if (dense.defined()) {
+        at::mm_out(dx.tensor, dy.tensor, dense);
+      } else {
+        c.dx = dx.activations;
+      }
+    }
+    Tensor gradient, parts;
+    if (wants_values) {
+      gradient = at::empty_like(weight);
+      c.gradient = gradient.mutable_data_ptr<T>();
+    }
+    c.finish = mask[1] && !rows_pass;
+    if (wants_e) {
+      gradients.excitability = at::empty(excitability.sizes(), excitability.options());
+      parts = at::empty({rows_pass ? layer.rows : cuda::dot_parts(c.connections)}, weight.options().dtype(at::kDouble));
+    }
+    if (dots) {
+      c.dot_weights = factors.inverse_d;
+      c.dots = parts.mutable_data_ptr<double>();
+    }
+    if (mask[2]) {
+      gradients.bias = at::empty({c.outputs}, weight.options());
+      c.bias_gradient = gradients.bias.mutable_data_ptr<T>();
+    }
+    run_columns(c, weight);
+
+    if (rows_pass) {
+      check(cuda::norm_gradient(layer, c.gradient, mask[1] ? c.gradient : nullptr,
+                                wants_e ? parts.mutable_data_ptr<double>() : nullptr, stream()));
+    }
+    if (wants_e) reduce_parts<T>(parts, gradients.excitability);
+    if (mask[1]) gradients.weight = gradient;
+    return gradients;
+  }
+
+  template <class T>
+  static void effective_weight(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
+                               const Norm& norm, const Tensor& result) {
+    check(cuda::effective_weight(sized_layer<T>(weight, excitability, pattern, norm), result.mutable_data_ptr<T>(),
+                                 stream()));
+  }
+
+  template <class T>
+  static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
+                            const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
+    const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
+    Tensor parts;
+    if (de.defined()) parts = at::empty({layer.rows}, weight.options().dtype(at::kDouble));
+    check(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
+                              de.defined() ? parts.mutable_data_ptr<double>() : nullptr, stream()));
+    if (de.defined()) reduce_parts<T>(parts, de);
+  }
+
+  template <class T>
+  static void sampled_product(const Tensor& rows, const Tensor& columns, const Pattern& pattern, const Tensor& result) {
+    const Matrix dy(rows), x(columns);
+    cuda::Columns<T> c{};
+    c.samples = samples_of(columns);
+    check_samples(c.samples);
+    c.inputs = columns.size(-1);
+    c.outputs = rows.size(-1);
+    c.connections = result.size(0);
+    c.dy = dy.activations;
+    c.x = x.activations;
+    c.columns = columns_of<cuda::View>(pattern);
+    c.gradient = result.mutable_data_ptr<T>();
+    run_columns(c, result);
+  }
+
+ private:
+  // Parts of dC/de, of rows or of a sum, to e's own shape.
+  template <class T>
+  static void reduce_parts(const Tensor& parts, const Tensor& gradient) {
+    check(cuda::excitability_gradient(parts.const_data_ptr<double>(), parts.numel(), is_per_row(gradient),
+                                      gradient.mutable_data_ptr<T>(), stream()));
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dendnorm, CUDA, m) { LayerOps<Backend>::register_in(m); }
+
+}  // namespace dendnorm::ops
