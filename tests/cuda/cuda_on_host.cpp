@@ -1,6 +1,8 @@
 // The threads of a block, and where they meet. Compiled without ThreadSanitizer, which is told what orders what.
 #include "cuda_on_host.h"
 
+#include <array>
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -39,6 +41,12 @@ struct Fault {
   std::source_location where;
 };
 
+// Lanes that wait for the rest of their mask.
+struct Meeting {
+  unsigned mask = 0, arrived = 0;
+  int first = 0;
+};
+
 // Everything of the launch that is running. One host thread launches at a time.
 struct Running {
   const void* kernel = nullptr;
@@ -48,6 +56,7 @@ struct Running {
   void* arguments = nullptr;
   std::byte* shared = nullptr;
   std::vector<Thread> threads;
+  std::array<Meeting, kMaxThreads / kLanes> meetings;
   std::vector<int> ready;  // threads that may go on
   int count = 0, done = 0;
   int at_barrier = 0, flags = 0, flags_found = 0, barrier_turn = 0;
@@ -75,6 +84,10 @@ std::uint64_t draw() {
 std::string place(const std::source_location& where) {
   const std::string file = where.file_name();
   return file.substr(file.rfind('/') + 1) + ":" + std::to_string(where.line()) + " in " + where.function_name();
+}
+
+bool same_place(const std::source_location& a, const std::source_location& b) {
+  return a.line() == b.line() && (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 std::string triple(const auto& at) {
@@ -191,6 +204,7 @@ void shuffle_numbers(std::vector<int>& numbers) {
 void run_block(std::vector<int>& fiber_of) {
   shuffle_numbers(fiber_of);
   run.ready.clear();
+  run.meetings.fill({});
   run.done = run.at_barrier = run.flags = 0;
   for (int number = 0; number < run.count; ++number) {
     Thread& thread = run.threads[number];
@@ -334,7 +348,7 @@ int barrier(bool flag, std::source_location where) {
   for (int number = 0; number < run.count && run.at_barrier > 0; ++number) {
     const Thread& other = run.threads[number];
     if (other.state != State::kBarrier) continue;
-    if (other.where.line() != where.line() || std::strcmp(other.where.file_name(), where.file_name()) != 0) {
+    if (!same_place(other.where, where)) {
       refuse("thread " + triple(other.index) + " " + doing(other) + ", which is another barrier", where);
     }
     break;
@@ -357,6 +371,41 @@ int barrier(bool flag, std::source_location where) {
 }
 
 namespace {
+
+// Whether everybody is here; refuses what can never be complete.
+bool arrive(const Thread& self, const Thread* warp) {
+  Meeting& meeting = run.meetings[self.number / kLanes];
+  const unsigned own = 1u << self.lane;
+  // The first one looked at all lanes; who comes after it has only to want the same.
+  if (meeting.arrived != 0 && meeting.mask == self.mask && (meeting.arrived & own) == 0) {
+    const Thread& first = warp[meeting.first];
+    if (first.what == self.what && same_place(first.where, self.where)) {
+      meeting.arrived |= own;
+      if (meeting.arrived != meeting.mask) return false;
+      meeting.arrived = 0;
+      return true;
+    }
+  }
+  unsigned here = own;
+  for (unsigned rest = self.mask & ~own; rest != 0; rest &= rest - 1) {
+    const int lane = std::countr_zero(rest);
+    const std::string name = "lane " + std::to_string(lane);
+    const Thread& other = warp[lane];
+    if (self.number - self.lane + lane >= run.count) {
+      refuse("its mask names " + name + ", which the block does not have", self.where);
+    }
+    // Not here yet, or busy with lanes of another mask first.
+    if (other.state == State::kReady || (other.state == State::kExchange && (other.mask & own) == 0)) continue;
+    if (other.state != State::kExchange || other.mask != self.mask || other.what != self.what ||
+        !same_place(other.where, self.where)) {
+      refuse(std::string(name_of(self.what)) + " names " + name + " in its mask, which " + doing(other), self.where);
+    }
+    here |= 1u << lane;
+  }
+  if (here == self.mask) return true;
+  if (meeting.arrived == 0) meeting = {self.mask, here, self.lane};
+  return false;
+}
 
 void finish_exchange(Thread* warp, unsigned mask, Exchange what) {
   std::uint64_t all = 0;
@@ -406,24 +455,7 @@ std::uint64_t exchange(Exchange what, unsigned mask, std::uint64_t value, int fr
   self->mask = mask;
   self->value = value;
   self->from = from;
-  bool complete = true;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1) == 0 || lane == self->lane) continue;
-    const Thread& other = warp[lane];
-    const std::string name = "lane " + std::to_string(lane);
-    if (other.number != self->number - self->lane + lane || other.number >= run.count) {
-      refuse("its mask names " + name + ", which the block does not have", where);
-    }
-    // Not here yet, or busy with lanes of another mask first.
-    if (other.state == State::kReady || (other.state == State::kExchange && (other.mask >> self->lane & 1) == 0)) {
-      complete = false;
-      continue;
-    }
-    const bool same = other.state == State::kExchange && other.mask == mask && other.what == what &&
-                      other.where.line() == where.line() &&
-                      std::strcmp(other.where.file_name(), where.file_name()) == 0;
-    if (!same) refuse(std::string(name_of(what)) + " names " + name + " in its mask, which " + doing(other), where);
-  }
+  const bool complete = arrive(*self, warp);
   const bool orders = what == Exchange::kSync;  // a shuffle says nothing about memory
   self->turn ^= 1;
   if (orders) release(&self->arrive[self->turn]);
