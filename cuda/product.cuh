@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLa
     } else {
       // A lane beyond the last sample reads what is there, and nobody reads its sums.
       const int own = lane % kLanes * kPer;
-      x = p.x + (sample + own < p.samples ? sample + own : 0) * static_cast<i64>(sizeof(A));
+      x = settled(p.x + (sample + own < p.samples ? sample + own : 0) * static_cast<i64>(sizeof(A)));
     }
     for (u32 base = from; base < to;) {
       // The rows of this round: one for each `split` warps, or a single long one for all of them.

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) sampled_kernel(const Sampled<T
 #pragma unroll
     for (int q = 0; q < kOwn; ++q) sum[q] = 0;
     const int group = lane / kLanes, own = lane % kLanes * kPer;
-    const std::byte *dy = s.dy + own * sizeof(A), *x = s.x + own * sizeof(A);
+    const std::byte *dy = settled(s.dy + own * sizeof(A)), *x = settled(s.x + own * sizeof(A));
     const u32 dy_stride = static_cast<u32>(s.dy_neuron), x_stride = static_cast<u32>(s.x_neuron);
     const u32 *own_rows = rows + group * kOwn, *own_columns = columns + group * kOwn;
     // The hot loop: tiles of samples. Only the last has lanes without any.

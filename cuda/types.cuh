@@ -79,6 +79,14 @@ __device__ __forceinline__ void read_run(const T* from, T (&to)[kCount]) {
   }
 }
 
+// The same pointer, of which the compiler forgets how it came about: else it adds base and offset anew for every load.
+__device__ __forceinline__ const std::byte* settled(const std::byte* pointer) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(pointer));
+#endif
+  return pointer;
+}
+
 // The sum over the lanes of a warp, the same bits in every lane, for a + b = b + a.
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {

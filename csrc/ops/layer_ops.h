@@ -201,8 +201,8 @@ struct LayerOps {
                                 const Tensor& row_indices, const Tensor& crow_indices, const Tensor& col_indices,
                                 const Tensor& perm) {
     const Pattern pattern{ccol_indices, row_indices, crow_indices, col_indices, perm};
-    const typename Backend::Guard guard(columns);
     const Tensor result = empty_sampled_product(rows, columns, pattern);
+    const typename Backend::Guard guard(result);
     with_values(result,
                 [&](auto t) { Backend::template sampled_product<decltype(t)>(rows, columns, pattern, result); });
     return result;
