@@ -32,7 +32,7 @@ __device__ void fill_slab(const Product<T>& p, u32 sample, std::byte* slab, int 
       const std::byte* from = p.x + n * p.x_neuron + sample * p.x_sample;
       std::byte* to = slab + n * (kLanes * 16);
       const u32 swizzle = slab_swizzle<kLanes>(static_cast<u32>(n));
-#pragma unroll
+#pragma unroll 1
       for (int s = 0; s < kTile; s += 16) {
         A got[4];
 #pragma unroll

@@ -118,7 +118,7 @@ __device__ __forceinline__ double finish(const Sampled<T>& s, u32 k, u32 row, T 
 }
 
 template <class A, class T, int kLanes>
-__global__ void __launch_bounds__(kWarps * 32, 3) sampled_kernel(const Sampled<T> s) {
+__global__ void __launch_bounds__(kWarps * 32, sizeof(A) == 8 ? 2 : 3) sampled_kernel(const Sampled<T> s) {
   constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer, kAtOnce = 32 / kLanes;
   constexpr int kOwn = own_connections(kLanes), kRun = kOwn * kAtOnce;
   constexpr int kBlock = block_connections(kLanes, sizeof(A));
