@@ -11,6 +11,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
@@ -129,30 +130,32 @@ struct Transposed {
 };
 
 // The normalisation out of PyTorch's ops; the rule is in core/norm.h. A dead row (no connections, or zeros and
-// b != 0) is computed from ones instead and multiplied by 0, so that no derivative of it is NaN.
+// b != 0) is computed from ones instead and multiplied by 0, so that no derivative of it is NaN. Sums over rows, and
+// rows' numbers at their connections, are the layer's own ops with ones: PyTorch's index_add adds in any order on CUDA.
 struct WrittenOut {
+  const Pattern& pattern;
+  Tensor ones;       // (1, N)
   Tensor safe;       // v (nnz,), ones in dead rows
-  Tensor row;        // (nnz,) int64
   Tensor length;     // ||v||_p (M,); undefined where b = 0
   Tensor inverse_d;  // 1 / D (M,), 0 in dead rows
   Tensor factor;     // e / D (M,)
   Norm norm;
 
-  WrittenOut(const Tensor& v, const OptionalTensor& e, const Pattern& p, const Norm& rule) : norm(rule) {
+  WrittenOut(const Tensor& v, const OptionalTensor& e, const Pattern& p, const Norm& rule)
+      : pattern(p), ones(at::ones_symint({1, p.ccol_indices.sym_size(0) - 1}, v.options())), norm(rule) {
     const c10::SymInt rows = p.crow_indices.sym_size(0) - 1;
-    row = p.row_indices.to(at::kLong);
     const Tensor counts = (p.crow_indices.slice(0, 1) - p.crow_indices.slice(0, 0, -1)).to(v.scalar_type());
     Tensor alive = counts > 0;
     safe = v;
     Tensor inverse = counts.clamp_min(1).pow(-norm.a);
     if (norm.b != 0) {
-      const Tensor nothing = at::zeros_symint({rows}, v.options());
-      const Tensor largest = nothing.scatter_reduce(0, row, v.detach().abs(), "amax");
+      const Tensor largest = at::zeros_symint({rows}, v.options())
+                                 .scatter_reduce(0, p.row_indices.to(at::kLong), v.detach().abs(), "amax");
       alive = alive.logical_and(largest > 0);
-      safe = at::where(alive.index_select(0, row), v, at::ones_like(v));
+      safe = at::where(at_connections(alive.to(v.scalar_type())) > 0, v, at::ones_like(v));
       const Tensor unit = at::where(alive, largest, at::ones_like(largest));
-      const Tensor scaled = safe / unit.index_select(0, row);
-      const Tensor sum = nothing.index_add(0, row, power_of_size(scaled, norm.p));
+      const Tensor scaled = safe / at_connections(unit);
+      const Tensor sum = sum_by_row(power_of_size(scaled, norm.p));
       // A row without connections has the sum 0, where a root has no derivative.
       length = unit * at::where(counts > 0, sum, at::ones_like(sum)).pow(1 / norm.p);
       inverse = inverse * length.pow(-norm.b);
@@ -160,6 +163,12 @@ struct WrittenOut {
     inverse_d = at::where(alive, inverse, at::zeros_like(inverse));
     factor = given(e) ? *e * inverse_d : inverse_d;
   }
+
+  // (nnz,) to (M,) and back.
+  Tensor sum_by_row(const Tensor& t) const {
+    return call_sparse_linear(ones, t, std::nullopt, std::nullopt, pattern, kNoNorm).select(0, 0);
+  }
+  Tensor at_connections(const Tensor& t) const { return call_sampled_product(t.unsqueeze(0), ones, pattern); }
 
   // |t|^p with the derivatives that it has at 0 or, where it has none, 0.
   static Tensor power_of_size(const Tensor& t, double p) {
@@ -178,19 +187,18 @@ struct WrittenOut {
     return at::where(zero, at::zeros_like(u), u.sign() * size);
   }
 
-  Tensor weight(const Tensor& v) const { return factor.index_select(0, row) * v; }
+  Tensor weight(const Tensor& v) const { return at_connections(factor) * v; }
 
   Tensor2 gradient(const Tensor& g, const Tensor& v, const OptionalTensor& e, std::array<bool, 2> mask) const {
-    const Tensor by_row = at::zeros_like(inverse_d);
     Tensor dv = g, de, pull;
     if (norm.b != 0) {
-      const Tensor unit = safe / length.index_select(0, row);
-      pull = by_row.index_add(0, row, g * unit);
-      if (mask[0]) dv = g - norm.b * pull.index_select(0, row) * signed_power_of(unit, norm.p - 1);
+      const Tensor unit = safe / at_connections(length);
+      pull = sum_by_row(g * unit);
+      if (mask[0]) dv = g - norm.b * at_connections(pull) * signed_power_of(unit, norm.p - 1);
     } else if (mask[1]) {
-      pull = by_row.index_add(0, row, g * v);
+      pull = sum_by_row(g * v);
     }
-    dv = mask[0] ? factor.index_select(0, row) * dv : at::empty({0}, v.options());
+    dv = mask[0] ? at_connections(factor) * dv : at::empty({0}, v.options());
     if (mask[1] && given(e)) {
       de = inverse_d * (norm.b != 0 ? length * pull : pull);
       const bool shared = e->dim() == 0 || e->sym_size(0) == 1;
