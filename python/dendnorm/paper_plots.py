@@ -29,9 +29,9 @@ def finished(panel: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {norm: records for norm, records in by_norm.items() if records}
 
 
-def _heading(results: dict[str, Any]) -> str:
+def _heading(results: dict[str, Any], many: str = "mean of {} trials, one standard deviation") -> str:
     trials = max((entry["trials"] for panel in results["panels"] for entry in panel["summary"].values()), default=0)
-    shown = f"mean of {trials} trials, one standard deviation" if trials > 1 else "one trial"
+    shown = many.format(trials) if trials > 1 else "one trial"
     quick = ", QUICK: too short to reproduce anything" if results["quick"] else ""
     return f"{results['name']}: {results['title']} ({shown}{quick})"
 
@@ -84,7 +84,7 @@ def efferents(results: dict[str, Any], path: str | Path) -> None:
         titles = [f"epoch {same[0]['epoch']}" for same in looks]
         counts = [torch.tensor([look["efferents"] for look in same], dtype=torch.float64) for same in looks]
         maps[records[0]["label"]] = [sample.mean(0).view(28, 28) for sample in counts]
-    plots.efferent_maps(maps, path, titles, _heading(results))
+    plots.efferent_maps(maps, path, titles, _heading(results, "mean of {} trials"))
 
 
 def afferents(results: dict[str, Any], path: str | Path) -> None:
@@ -96,7 +96,7 @@ def afferents(results: dict[str, Any], path: str | Path) -> None:
         }
         for records in finished(results["panels"][0]).values()
     }
-    plots.neurons(samples, path, _heading(results))
+    plots.neurons(samples, path, _heading(results, "the neurons of {} trials"))
 
 
 def orders(results: dict[str, Any], path: str | Path) -> None:
