@@ -78,8 +78,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "1D": Experiment(
         "Learning with and without dendritic normalisation",
         "learning",
-        "With dendritic normalisation the cost falls faster and the accuracy is higher, for every width and both data sets,"
-        " and trials differ less.",
+        "With dendritic normalisation the cost falls faster and the accuracy is higher, for every width and both data"
+        " sets, and trials differ less.",
         _FIRST,
     ),
     "1D-tuned": Experiment(
@@ -97,8 +97,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "2B": Experiment(
         "Afferents of the hidden neurons",
         "afferents",
-        "With normalisation the number of afferents varies less between neurons, weights are smaller and less spread, and"
-        " mean weighted inputs lie closer together.",
+        "With normalisation the number of afferents varies less between neurons, weights are smaller and less spread,"
+        " and mean weighted inputs lie closer together.",
         (_INSIDE,),
     ),
     "3C": Experiment(
@@ -135,8 +135,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "3G": Experiment(
         "Orders of the norm",
         "orders",
-        "p = 0 with one excitability for all is best after 10 epochs, p = 1 with one for each neuron close to it; elsewhere"
-        " one for all is better, the more so the higher p.",
+        "p = 0 with one excitability for all is best after 10 epochs, p = 1 with one for each neuron close to it;"
+        " elsewhere one for all is better, the more so the higher p.",
         (
             Panel(
                 "784-100-10",
