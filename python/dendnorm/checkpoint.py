@@ -7,14 +7,10 @@ the tensors are, and everything that is no tensor) and a SHA-256 of the whole fi
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import random
-import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,12 +18,10 @@ import torch
 from torch import nn
 
 from ._extras import require
+from .container import FORMAT, encode, read, write
 from .layers import SparseLinear
 
 __all__ = ["describe", "load", "save"]
-
-FORMAT = 1
-_UNSIGNED = "0" * 64
 
 
 def save(
@@ -61,25 +55,22 @@ def save(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    writer = require("safetensors.torch", "train")
+    require("safetensors.torch", "train")
     tensors: dict[str, torch.Tensor] = {}
     document: dict[str, Any] = {"format": FORMAT, "layers": _layers(model), "shared": _shared(model)}
     state = model.state_dict()
     document["versions"] = getattr(state, "_metadata", {})
     kept = {key: value for key, value in state.items() if key not in document["shared"]}
-    document["model"] = _encode(kept, "model", tensors)
+    document["model"] = encode(kept, "model", tensors)
     if optimizer is not None:
-        document["optimizer"] = _encode(optimizer.state_dict(), "optimizer", tensors)
+        document["optimizer"] = encode(optimizer.state_dict(), "optimizer", tensors)
         document["parameters"] = _parameters(model, optimizer)
     if rewirer is not None:
-        document["rewirer"] = _encode(rewirer.state_dict(), "rewirer", tensors)
-    document["extra"] = _encode(extra, "extra", tensors)
+        document["rewirer"] = encode(rewirer.state_dict(), "rewirer", tensors)
+    document["extra"] = encode(extra, "extra", tensors)
     if rng:
-        document["rng"] = _encode(_random_state(), "rng", tensors)
-    data = bytearray(writer.save(tensors, {"dendnorm": json.dumps(document), "sha256": _UNSIGNED}))
-    start = data.index(f'"sha256":"{_UNSIGNED}"'.encode()) + len('"sha256":"')
-    data[start : start + 64] = hashlib.sha256(data).hexdigest().encode()
-    _write(Path(os.path.realpath(path)), data)
+        document["rng"] = encode(_random_state(), "rng", tensors)
+    write(path, document, tensors)
 
 
 def load(
@@ -117,7 +108,7 @@ def load(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     try:
-        content = _read(path)
+        content = read(path)
         for name, wanted in (("optimizer", optimizer), ("rewirer", rewirer), ("rng", rng or None)):
             if wanted is not None and name not in content:
                 raise ValueError(f"must hold the state of {name}, got none; save it with {name}=, or load without")
@@ -152,7 +143,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
         FileNotFoundError, ValueError, ImportError: as ``load``.
     """
     try:
-        content = _read(path)
+        content = read(path)
     except ValueError as error:
         raise ValueError(f"checkpoint {os.fspath(path)!r} {_sentence(error)}") from None
     tensors = {name: (tuple(value.shape), value.dtype) for name, value in content["model"].items()
@@ -162,111 +153,10 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
             "extra": content["extra"]}  # fmt: skip
 
 
-# The file
-
-
-def _write(path: Path, data: bytes | bytearray) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if hasattr(os, "O_DIRECTORY"):  # the rename itself must survive a power cut
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _read(path: str | os.PathLike) -> dict[str, Any]:
-    """The document with its tensors in place, from a file whose every byte is the one that was written."""
-    reader, head = require("safetensors.torch", "train"), require("safetensors", "train")
-    data = Path(path).read_bytes()
-    try:
-        size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
-        text, digest = metadata["dendnorm"], metadata["sha256"]
-        start = data.index(f'"sha256":"{digest}"'.encode(), 8, 8 + size) + len('"sha256":"')
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError("is not one of dendnorm, or its head is damaged") from None
-    signed = hashlib.sha256(data[:start])
-    signed.update(_UNSIGNED.encode())
-    signed.update(memoryview(data)[start + 64 :])
-    if len(digest) != 64 or signed.hexdigest() != digest:
-        raise ValueError("is damaged: its SHA-256 is not the one it was written with")
-    try:
-        tensors = reader.load(data)
-        document = json.loads(text)
-        if document["format"] != FORMAT:
-            raise ValueError(f"must have format {FORMAT}, which this dendnorm reads, got {document['format']!r}")
-        plain = ("format", "layers", "shared", "versions", "parameters")
-        content = {key: document[key] for key in plain if key in document}
-        for key in ("model", "extra", "optimizer", "rewirer", "rng"):
-            if key in document:
-                content[key] = _decode(document[key], tensors)
-        for part in ("layers", "shared", "versions", "model"):
-            if not isinstance(content[part], dict):
-                raise TypeError
-        content["extra"] = content.get("extra")
-        return content
-    except (KeyError, TypeError, AttributeError, RecursionError, head.SafetensorError) as error:
-        raise ValueError(f"has an intact digest but no content of dendnorm ({type(error).__name__})") from None
-
-
 def _sentence(error: Exception) -> str:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     first = text.partition("\n")[0]
     return first if first.startswith(("is ", "has ", "must ")) else f"does not fit: {first}"
-
-
-# Anything made of tensors and plain values, as JSON: a dict with one key tells what JSON cannot
-
-
-def _encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.device.type == "meta":
-            raise ValueError(f"{where} must be a dense tensor with values, got {value.layout} on {value.device}")
-        if type(value.detach()) is not torch.Tensor:
-            raise ValueError(f"{where} must be a plain tensor, whole on this rank, got a {type(value).__name__}")
-        name = f"{where.partition('[')[0]}/{len(tensors)}" if not where.startswith("model[") else f"model/{where[6:-1]}"
-        tensors[name] = value.detach().cpu().contiguous().clone()  # a clone: views of one memory may overlap
-        return {"tensor": name}
-    if isinstance(value, tuple):
-        return {"tuple": [_encode(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]}
-    if isinstance(value, list):
-        return [_encode(item, f"{where}[{i}]", tensors) for i, item in enumerate(value)]
-    if isinstance(value, Mapping):
-        for key in value:
-            if isinstance(key, bool) or not isinstance(key, (int, str)):
-                raise TypeError(f"{where} must have keys of type str or int, got {key!r}")
-        return {"dict": [[key, _encode(item, f"{where}[{key}]", tensors)] for key, item in value.items()]}
-    raise TypeError(
-        f"{where} must be a tensor, str, int, float, bool, None or a list, tuple or dict of such, got"
-        f" {type(value).__name__}"
-    )
-
-
-def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        return tensors[content].clone()  # the reader's memory is not ours to write
-    if kind == "tuple":
-        return tuple(_decode(item, tensors) for item in content)
-    if kind == "dict":
-        return {key: _decode(item, tensors) for key, item in content}
-    raise TypeError(kind)
 
 
 # What a model and its optimizer are, beside their tensors

@@ -13,8 +13,8 @@ from . import _ops
 from . import drop as drop_rules
 from .functional import Pattern
 from .layers import SparseLinear, connections
+from .moving import check_writable
 from .observing import Turn
-from .rewiring import _check_writable
 
 __all__ = ["resize"]
 
@@ -95,7 +95,7 @@ def _groups(model: nn.Module) -> dict[str, list[SparseLinear]]:
     found: dict[int, tuple[str, list[SparseLinear]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            _check_writable(name, module)
+            check_writable(name, module)
             found.setdefault(id(module.weight), (name, []))[1].append(module)
     if not found:
         raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")

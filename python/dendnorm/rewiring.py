@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, overload
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -12,7 +10,9 @@ from torch import nn
 from . import _ops, drop, grow
 from .functional import Pattern, _transposed
 from .layers import SparseLinear
+from .moving import Rewiring, check_writable, companions_of
 from .observing import Observer, Turn
+from .reports import LayerReport, Outcome, RewireReport, of_layer
 
 __all__ = ["SET", "LayerReport", "RewireReport"]
 
@@ -20,174 +20,10 @@ __all__ = ["SET", "LayerReport", "RewireReport"]
 _CLEAR, _STATUS_WORDS = 2**63 - 1, 4
 _OTHER_PATTERN = 6 << 32
 
-Edges = tuple[torch.Tensor, torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class LayerReport:
-    """What one rewiring did to one layer.
-
-    Attributes:
-        name: the layer's name in the model.
-        k: how many connections went, and as many came.
-        removed, grown: output and input neuron of each: two int64 tensors (k,), in column order. A position may be in
-            both: one that was emptied is as likely to be taken again as any other.
-        nnz: number of connections of the layer, the same before and after.
-    """
-
-    name: str
-    k: int
-    removed: Edges
-    grown: Edges
-    nnz: int
-
-    def __repr__(self) -> str:
-        return f"LayerReport(name={self.name!r}, k={self.k}, nnz={self.nnz})"
-
-
-class RewireReport(Sequence):
-    """What one rewiring did: a sequence of ``LayerReport``, in the order of the layers.
-
-    On a GPU, ``SET.step`` returns before the device has done its work. Whoever looks at a layer's report waits for the
-    device, and gets the ValueError that ``step`` would have raised on the CPU.
-
-    Attributes:
-        step: the number of this rewiring, from 1.
-        layers: the reports, a tuple.
-    """
-
-    def __init__(self, step: int, layers: tuple[LayerReport, ...], outcome: _Outcome | None = None) -> None:
-        self.step = step
-        self._layers, self._outcome = layers, outcome
-
-    @property
-    def layers(self) -> tuple[LayerReport, ...]:
-        if self._outcome is not None:
-            self._outcome.check()
-        return self._layers
-
-    def __len__(self) -> int:
-        return len(self._layers)
-
-    def __iter__(self) -> Iterator[LayerReport]:
-        return iter(self.layers)
-
-    @overload
-    def __getitem__(self, index: int) -> LayerReport: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[LayerReport, ...]: ...
-    def __getitem__(self, index):
-        return self.layers[index]
-
-    def __repr__(self) -> str:
-        return f"RewireReport(step={self.step}, layers={self._layers!r})"
-
-    def __str__(self) -> str:
-        lines = [f"{layer.name or 'layer'}: {layer.k} of {layer.nnz} connections replaced" for layer in self.layers]
-        return "\n".join([f"rewiring {self.step}", *(f"  {line}" for line in lines)])
-
 
 def _defers(devices: set[torch.device]) -> bool:
     """Whether faults in values are found while nobody waits: on one GPU, where all writes come after all checks."""
     return all(device.type == "cuda" and _ops.has_kernel("weakest", device) for device in devices) and len(devices) == 1
-
-
-class _Outcome:
-    """How a rewiring went that the device does in its own time."""
-
-    def __init__(self, status: torch.Tensor, names: list[str], failed: Callable[[_Outcome], None]) -> None:
-        self._names, self._failed, self._message = names, failed, None
-        self._status, self._done = status, None
-        if status.is_cuda:
-            self._status = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
-            self._status.copy_(status, non_blocking=True)
-            self._done = torch.cuda.current_stream(status.device).record_event()
-
-    def check(self) -> None:
-        """Wait until it is known; raise what was wrong."""
-        if self._status is not None:
-            if self._done is not None:
-                self._done.synchronize()
-            status, self._status = self._status, None
-            for name, row in zip(self._names, status, strict=True):
-                try:
-                    _ops.raise_fault(row)
-                except RuntimeError as error:
-                    self._message = str(_of_layer(name, error))
-                    self._failed(self)
-                    break
-        if self._message is not None:
-            raise ValueError(self._message)
-
-
-def _of_layer(name: str, error: Exception) -> Exception:
-    """The first line of an op's or a rule's refusal; what may follow is a trace through C++. Other errors stay."""
-    message = str(error).partition("\n")[0]
-    return ValueError(f"layer {name!r}: {message}") if type(error) in (RuntimeError, ValueError) else error
-
-
-@dataclass(frozen=True)
-class _Rewiring:
-    """All that a rewiring will write to one weight, computed before anything is written."""
-
-    layers: list[SparseLinear]  # more than one where they share the weight
-    report: LayerReport
-    pattern: Pattern
-    source: torch.Tensor  # int32 (nnz,): where each connection was, -1 for the new ones
-    values: torch.Tensor  # (k,): v of the new ones
-    companions: list[torch.Tensor]  # the gradient and the optimizer's state, of the weight's shape
-
-    def write(self, status: torch.Tensor | None) -> None:
-        """Nothing is written where a status tells of a fault."""
-        if self.report.k == 0:
-            return
-        for layer in self.layers:
-            if status is None:
-                layer._write(self.pattern)
-            else:
-                for buffer, tensor in zip(layer.pattern, self.pattern, strict=True):
-                    _ops.assign_(buffer, tensor, status=status)
-        _carry(self.layers[0].weight, self.source, self.values, status)
-        for tensor in self.companions:
-            _carry(tensor, self.source, tensor.new_zeros(()), status)
-
-
-def _check_writable(name: str, layer: SparseLinear) -> None:
-    """Whether the layer's weight is its own and whole on this rank: a rewiring writes into it."""
-    if "weight" not in layer._parameters:
-        raise ValueError(
-            f"layer {name!r}: weight must be a Parameter of the layer to be rewired, got one that is computed from"
-            " others (parametrized, pruned or weight-normalised): remove that first, for example with"
-            " torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
-        )
-    kind = type(layer.weight.detach())
-    if kind is not torch.Tensor:
-        raise ValueError(
-            f"layer {name!r}: weight must be a plain tensor to be rewired, got a {kind.__name__}; a sharded layer must"
-            " stay whole on every rank: dendnorm.integrations.fsdp.keep_whole(model)"
-        )
-
-
-def _carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
-    device = values.device
-    if _ops.has_kernel("carry_", device):
-        _ops.carry_(values, source.to(device), fill.to(device), sound=True, status=status)
-    else:
-        moved = values.cpu()
-        _ops.carry_(moved, source.cpu(), fill.cpu(), sound=True)
-        values.copy_(moved)
-
-
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors of an optimizer's state, which may hold them in dicts, lists and tuples."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors_in(item)
 
 
 def _whole(name: str, value: object, lowest: int) -> int:
@@ -281,7 +117,7 @@ class SET:
         self.report: RewireReport | None = None
         self._steps = 0  # rewirings so far
         self._calls = 0  # steps of the optimizer since the latest one
-        self._pending: _Outcome | None = None  # of the latest rewiring, until it is known
+        self._pending: Outcome | None = None  # of the latest rewiring, until it is known
         self._before: tuple[int, RewireReport | None] = (0, None)  # _steps and report before it
         self._observer: Observer | None = None
         self._turn: Turn | None = None  # of the layer that is being planned
@@ -319,7 +155,7 @@ class SET:
         number = self._steps + 1  # 0 is the draw of a fresh layer
         zeta = _zeta(self._zeta(number)) if callable(self._zeta) else self._zeta
         layers = self._layers()
-        companions = [self._companions(name, group[0].weight) for name, group in layers]
+        companions = [companions_of(name, group[0].weight, self.optimizer) for name, group in layers]
         tensors = [group[0].weight for _, group in layers] + [tensor for found in companions for tensor in found]
         devices = {tensor.device for tensor in tensors}
         statuses = [None] * len(layers)
@@ -333,7 +169,7 @@ class SET:
         worst = status[status[:, :1].argmin(0)].flatten() if deferred else None
         for rewiring in planned:
             rewiring.write(worst)
-        outcome = _Outcome(status, [name for name, _ in layers], self._failed) if deferred else None
+        outcome = Outcome(status, [name for name, _ in layers], self._failed) if deferred else None
         self._before = self._steps, self.report
         self._pending = outcome
         self._steps, self._calls = number, 0
@@ -439,7 +275,7 @@ class SET:
             self._pending.check()
             self._pending = None
 
-    def _failed(self, outcome: _Outcome) -> None:
+    def _failed(self, outcome: Outcome) -> None:
         if outcome is self._pending:
             self._pending = None
             self._steps, self.report = self._before
@@ -468,7 +304,7 @@ class SET:
         by_weight: dict[int, tuple[str, list[SparseLinear]]] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, SparseLinear):
-                _check_writable(name, module)
+                check_writable(name, module)
                 by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
         if not by_weight:
             raise ValueError(f"model must hold a SparseLinear to be rewired, got none in {type(self.model).__name__}")
@@ -491,7 +327,7 @@ class SET:
         index: int,
         companions: list[torch.Tensor],
         status: torch.Tensor | None,
-    ) -> _Rewiring:
+    ) -> Rewiring:
         layer = layers[0]
         device = layer.weight.device
         self._check_shared(name, layers, status)
@@ -511,7 +347,7 @@ class SET:
             )
             values = self.draw(layer, k, step, index, home)
         except (RuntimeError, ValueError) as error:
-            raise _of_layer(name, error) from None
+            raise of_layer(name, error) from None
         finally:
             self._turn = None
         gone = row.index_select(0, removed).long(), torch.searchsorted(ccol, removed, right=True) - 1
@@ -520,7 +356,7 @@ class SET:
             name, k, (gone[0].to(device), gone[1].to(device)), (came[0].to(device), came[1].to(device)), layer.nnz
         )
         pattern = Pattern(new_ccol, new_row, *_transposed(new_ccol, new_row, layer.out_features))
-        return _Rewiring(layers, report, pattern, source, values, companions)
+        return Rewiring(layers, report, pattern, source, values, companions)
 
     def _check_shared(self, name: str, layers: list[SparseLinear], status: torch.Tensor | None) -> None:
         """Layers that share a weight must agree in what its entries are."""
@@ -532,23 +368,3 @@ class SET:
                 status[0] = torch.where(differs, status[0].clamp(max=_OTHER_PATTERN), status[0])
             elif not same_shape or not all(torch.equal(mine, theirs) for mine, theirs in pairs):
                 raise ValueError(f"layer {name!r}: layers that share its weight must have its pattern, got another")
-
-    def _companions(self, name: str, weight: nn.Parameter) -> list[torch.Tensor]:
-        """The tensors that belong to the weight entry by entry, each once; all can be written in place."""
-        if weight.is_meta:
-            raise ValueError(f"layer {name!r} must have values to be rewired, got one on the meta device")
-        state = self.optimizer.state.get(weight, {}) if self.optimizer is not None else {}
-        found: dict[tuple, torch.Tensor] = {}
-        for tensor in [weight.grad, *_tensors_in(state)]:
-            if tensor is None or tensor.shape != weight.shape or tensor.numel() == 0:
-                continue
-            if tensor.layout != torch.strided or tensor.is_inference() or (tensor.stride(0) == 0 and len(tensor) > 1):
-                raise ValueError(
-                    f"layer {name!r}: optimizer state of the weight's shape must be dense and writable in place, got"
-                    f" layout {tensor.layout}, stride {tensor.stride() if tensor.layout == torch.strided else None},"
-                    f" inference tensor {tensor.is_inference()}"
-                )
-            if tensor.device.type != "meta":
-                found.setdefault((tensor.device, tensor.data_ptr(), tensor.stride(), tensor.dtype), tensor)
-        found.pop((weight.device, weight.data_ptr(), weight.stride(), weight.dtype), None)
-        return list(found.values())

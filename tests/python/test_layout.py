@@ -24,9 +24,9 @@ ROOMS = {
 
 # The Python modules, each with what it may import of the package when it is loaded.
 LAYERS = ["_version", "_ops", "_batching", "_flops", "_extras", "_report", "norms", "functional", "layers",
-          "allocation", "convert", "schedules", "observing", "similarity", "drop", "grow", "rewiring", "resizing",
-          "checkpoint", "summaries", "activations", "analysis", "data", "info", "plots", "training", "trials",
-          "paper_plots", "paper", "bench", "cli", "__main__"]  # fmt: skip
+          "allocation", "convert", "schedules", "observing", "similarity", "drop", "grow", "reports", "moving",
+          "rewiring", "resizing", "container", "checkpoint", "summaries", "activations", "analysis", "data", "info",
+          "plots", "training", "trials", "paper_plots", "paper", "bench", "cli", "__main__"]  # fmt: skip
 
 
 def sources(folder: str) -> list[Path]:

@@ -477,6 +477,46 @@ def test_new_values_start_as_the_rule_says(name, start):
         assert (new == 0).all() if (given or start) == "zero" else len(np.unique(new)) == report.k
 
 
+# As on a GPU: faults in values are noted, and nothing waits for them
+
+
+@pytest.mark.parametrize("drops", sorted(drop._NAMED))
+@pytest.mark.parametrize("grows", sorted(grow._NAMED))
+def test_rules_choose_the_same_where_faults_are_noted_and_note_theirs(drops, grows, monkeypatch):
+    from dendnorm import rewiring
+
+    def run(deferred: bool, fault: bool) -> tuple:
+        monkeypatch.setattr(rewiring, "_defers", lambda devices: deferred)
+        model = Net()
+        rewire = dendnorm.SET(model, zeta=0.3, seed=2, drop=drops, grow=grows)
+        x = batch()
+        with rewire.observe():
+            loss_of(model, x).backward()
+        if fault:  # in whatever a rule may look at
+            with torch.no_grad():
+                model.second.weight[3] = torch.nan
+                model.second.weight.grad[3] = torch.nan
+            if (seen := rewire._observer.of(model.second)) is not None:
+                for inputs, _ in (*seen.activations, *seen.gradients):
+                    inputs[0, 0] = torch.nan
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        return rewire.step(), model, before
+
+    waited, noted = run(False, False), run(True, False)
+    for name, value in waited[1].state_dict().items():
+        assert torch.equal(value, noted[1].state_dict()[name]), name
+    for mine, theirs in zip(waited[0], noted[0], strict=True):
+        assert positions(mine.grown) == positions(theirs.grown)
+    report, model, before = run(True, True)
+    with pytest.raises(ValueError, match="layer 'second'"):
+        list(report)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) or value.isnan().any(), name
+    for name in ("ccol_indices", "row_indices"):
+        for layer in ("first", "second"):
+            assert torch.equal(model.state_dict()[f"{layer}.{name}"], before[f"{layer}.{name}"])
+
+
 # Several ranks
 
 
