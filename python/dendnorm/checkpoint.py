@@ -79,7 +79,7 @@ def load(
     optimizer: torch.optim.Optimizer | None = None,
     rewirer: Any = None,
     *,
-    adopt_pattern: bool = True,
+    adopt_pattern: bool | None = None,
     rng: bool = False,
 ) -> Any:
     """Put model, optimizer and rewirer, in place, into the state that ``save`` found them in.
@@ -92,8 +92,8 @@ def load(
         path: the file.
         model: of the same architecture, with as many connections in each sparse layer.
         optimizer, rewirer: None leaves the file's aside; what is given must be in the file.
-        adopt_pattern: whether sparse layers take the file's connections, as ``load_state_dict`` does and resuming
-            needs. False refuses a file whose connections are not those that the model has.
+        adopt_pattern: whether sparse layers take the file's connections where theirs are others, as ``load_state_dict``
+            does. False refuses such a file. None: they do where a rewirer is loaded, too, which has moved them since.
         rng: whether to restore the random state of torch, numpy and Python.
 
     Returns:
@@ -112,7 +112,7 @@ def load(
         for name, wanted in (("optimizer", optimizer), ("rewirer", rewirer), ("rng", rng or None)):
             if wanted is not None and name not in content:
                 raise ValueError(f"must hold the state of {name}, got none; save it with {name}=, or load without")
-        state = _checked_model(content, model, adopt_pattern)
+        state = _checked_model(content, model, rewirer is not None if adopt_pattern is None else adopt_pattern)
         if optimizer is not None:
             _check_optimizer(content, model, optimizer)
         restore = _checked_random_state(content["rng"]) if rng else None
@@ -234,7 +234,8 @@ def _checked_model(content: dict[str, Any], model: nn.Module, adopt_pattern: boo
             torch.equal(mine.cpu(), theirs) for mine, theirs in zip(layer.pattern[:2], pattern, strict=True)
         ):
             raise ValueError(
-                f"layer {name!r} must have the connections of the file where adopt_pattern=False, got others"
+                f"layer {name!r} must have the connections of the file, got others; load with adopt_pattern=True"
+                " to take the file's"
             )
     return given
 

@@ -260,17 +260,31 @@ def test_a_model_that_shares_more_is_refused(tmp_path):
         dendnorm.load(tmp_path / "a.safetensors", network())
 
 
-def test_the_pattern_is_adopted_unless_that_is_forbidden(tmp_path):
+def test_another_pattern_is_adopted_only_when_asked(tmp_path):
     model = network()
     dendnorm.save(tmp_path / "a.safetensors", model)
-    dendnorm.load(tmp_path / "a.safetensors", network(), adopt_pattern=False)  # the same seed, the same edges
+    dendnorm.load(tmp_path / "a.safetensors", network())  # the same seed, the same edges
     other = network(seed=8)
     before = everything(other)
-    with pytest.raises(ValueError, match="layer '0' must have the connections of the file"):
-        dendnorm.load(tmp_path / "a.safetensors", other, adopt_pattern=False)
-    assert_same(before, everything(other))
-    dendnorm.load(tmp_path / "a.safetensors", other)
+    for options in ({}, {"adopt_pattern": False}):
+        with pytest.raises(ValueError, match=r"layer '0' must have the connections of the file.*adopt_pattern=True"):
+            dendnorm.load(tmp_path / "a.safetensors", other, **options)
+        assert_same(before, everything(other))
+    dendnorm.load(tmp_path / "a.safetensors", other, adopt_pattern=True)
     assert_same(everything(model), everything(other))
+
+
+def test_loading_a_rewirer_asks_for_the_pattern_that_it_made(tmp_path):
+    parts = fresh("adamw")
+    train(*parts, range(4))
+    dendnorm.save(tmp_path / "a.safetensors", *parts)
+    resumed = fresh("adamw")
+    before = everything(*resumed)
+    with pytest.raises(ValueError, match="must have the connections of the file"):
+        dendnorm.load(tmp_path / "a.safetensors", *resumed, adopt_pattern=False)
+    assert_same(before, everything(*resumed))
+    dendnorm.load(tmp_path / "a.safetensors", *resumed)
+    assert_same(everything(*parts), everything(*resumed))
 
 
 def test_another_optimizer_is_refused_and_everything_left_alone(tmp_path):
