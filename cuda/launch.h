@@ -7,9 +7,11 @@
 //   __syncthreads(), __syncwarp()                      by every thread of the block, of the warp
 //   __shfl_sync, __shfl_xor_sync, __shfl_down_sync     full mask; int, unsigned, float, double
 //   __ballot_sync                                      full mask
+//   __popc; atomicAdd, atomicMax on unsigned and unsigned long long
 //   __ldg on std::int32_t, float, double, uint4
 //   uint4 {x, y, z, w}, dim3
 //   fma, fmaf, std::fabs, std::sqrt, std::pow, std::frexp, std::ldexp, std::isinf, std::isfinite
+//   cudaMemsetAsync
 //   cudaGetLastError, cudaGetDevice, cudaDeviceGetAttribute, cudaFuncSetAttribute (only in this file and device.cu)
 //   launch_kernel(kernel, grid, block, shared, stream, args...) -> cudaError_t, and shared_memory<T>(), declared below;
 //   the stand-in defines its own two in namespace dendnorm::cuda

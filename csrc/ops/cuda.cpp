@@ -6,7 +6,6 @@
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <array>
@@ -18,31 +17,18 @@
 #include "cuda/choose.h"
 #include "cuda/kernels.h"
 #include "ops/layer_ops.h"
+#include "ops/on_cuda.h"
 
 namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
 
-void check(cudaError_t error) {
-  TORCH_CHECK(error == cudaSuccess, "dendnorm: a CUDA kernel could not be launched: ", cudaGetErrorString(error), " (",
-              cudaGetErrorName(error), ")");
-}
-
-cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
-
 cuda::Device device() {
   cuda::Device found;
-  check(cuda::current_device(&found));
+  check_launch(cuda::current_device(&found));
   return found;
 }
-
-// Memory of PyTorch's allocator, in which the stream orders who uses it: it may be freed before the kernels have run.
-Tensor memory(std::size_t count, const Tensor& like) {
-  return at::empty({static_cast<std::int64_t>(count)}, like.options().dtype(at::kByte));
-}
-
-std::byte* bytes_of(const Tensor& tensor) { return static_cast<std::byte*>(tensor.mutable_data_ptr()); }
 
 void check_samples(std::int64_t samples) {
   TORCH_CHECK(samples <= cuda::kMaxSamples, "dendnorm: the CUDA kernels take at most ", cuda::kMaxSamples,
@@ -84,14 +70,15 @@ struct RowFactors {
     cuda::Factor<T>* to = nullptr;
     double* inverse_to = nullptr;
     if (wants_factors && !(layer.norm.a == 0 && layer.norm.b == 0 && layer.excitability.data == nullptr)) {
-      factor_memory = memory(layer.rows * sizeof(cuda::Factor<T>), like);
+      factor_memory = device_memory(layer.rows * sizeof(cuda::Factor<T>), like);
       to = reinterpret_cast<cuda::Factor<T>*>(bytes_of(factor_memory));
     }
     if (wants_inverse) {
       inverse_memory = at::empty({layer.rows}, like.options().dtype(at::kDouble));
       inverse_to = inverse_memory.mutable_data_ptr<double>();
     }
-    if (to != nullptr || inverse_to != nullptr) check(cuda::row_factors(layer, to, inverse_to, stream()));
+    if (to != nullptr || inverse_to != nullptr)
+      check_launch(cuda::row_factors(layer, to, inverse_to, current_stream()));
     factors = to;
     inverse_d = inverse_to;
   }
@@ -106,16 +93,16 @@ Tensor dense_weight(const cuda::Layer<T>& layer, const Tensor& weight, const Ten
     return {};
   }
   Tensor dense = at::empty({layer.rows, inputs}, weight.options());
-  check(cuda::dense_weight(layer, factors, inputs, dense.mutable_data_ptr<T>(), stream()));
+  check_launch(cuda::dense_weight(layer, factors, inputs, dense.mutable_data_ptr<T>(), current_stream()));
   return dense;
 }
 
 template <class T>
 void run_columns(cuda::Columns<T>& c, const Tensor& like) {
   const cuda::Device on = device();
-  const Tensor workspace = memory(cuda::columns_workspace(c, on), like);
+  const Tensor workspace = device_memory(cuda::columns_workspace(c, on), like);
   c.workspace = bytes_of(workspace);
-  check(cuda::columns(c, on, stream()));
+  check_launch(cuda::columns(c, on, current_stream()));
 }
 
 using Matrix = ops::Matrix<cuda::Activations>;
@@ -159,9 +146,9 @@ struct Backend {
     f.factors = factors.factors;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
     const cuda::Device on = device();
-    const Tensor workspace = memory(cuda::forward_workspace(f, on), weight);
+    const Tensor workspace = device_memory(cuda::forward_workspace(f, on), weight);
     f.workspace = bytes_of(workspace);
-    check(cuda::forward(f, on, stream()));
+    check_launch(cuda::forward(f, on, current_stream()));
   }
 
   template <class T>
@@ -220,8 +207,8 @@ struct Backend {
     run_columns(c, weight);
 
     if (rows_pass) {
-      check(cuda::norm_gradient(layer, c.gradient, mask[1] ? c.gradient : nullptr,
-                                wants_e ? parts.mutable_data_ptr<double>() : nullptr, stream()));
+      check_launch(cuda::norm_gradient(layer, c.gradient, mask[1] ? c.gradient : nullptr,
+                                       wants_e ? parts.mutable_data_ptr<double>() : nullptr, current_stream()));
     }
     if (wants_e) reduce_parts<T>(parts, gradients.excitability);
     if (mask[1]) gradients.weight = gradient;
@@ -231,8 +218,8 @@ struct Backend {
   template <class T>
   static void effective_weight(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
                                const Norm& norm, const Tensor& result) {
-    check(cuda::effective_weight(sized_layer<T>(weight, excitability, pattern, norm), result.mutable_data_ptr<T>(),
-                                 stream()));
+    check_launch(cuda::effective_weight(sized_layer<T>(weight, excitability, pattern, norm),
+                                        result.mutable_data_ptr<T>(), current_stream()));
   }
 
   template <class T>
@@ -241,8 +228,8 @@ struct Backend {
     const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
     Tensor parts;
     if (de.defined()) parts = at::empty({layer.rows}, weight.options().dtype(at::kDouble));
-    check(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                              de.defined() ? parts.mutable_data_ptr<double>() : nullptr, stream()));
+    check_launch(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
+                                     de.defined() ? parts.mutable_data_ptr<double>() : nullptr, current_stream()));
     if (de.defined()) reduce_parts<T>(parts, de);
   }
 
@@ -266,8 +253,8 @@ struct Backend {
   // Parts of dC/de, of rows or of a sum, to e's own shape.
   template <class T>
   static void reduce_parts(const Tensor& parts, const Tensor& gradient) {
-    check(cuda::excitability_gradient(parts.const_data_ptr<double>(), parts.numel(), is_per_row(gradient),
-                                      gradient.mutable_data_ptr<T>(), stream()));
+    check_launch(cuda::excitability_gradient(parts.const_data_ptr<double>(), parts.numel(), is_per_row(gradient),
+                                             gradient.mutable_data_ptr<T>(), current_stream()));
   }
 };
 

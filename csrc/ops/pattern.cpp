@@ -35,19 +35,11 @@ void check_pattern_meta(const Tensor& compressed, const Tensor& indices, std::in
 
 constexpr PatternNames kNames{"compressed", "indices"};
 
-std::tuple<Tensor, Tensor, Tensor> empty_transpose(const Tensor& indices, std::int64_t size) {
-  const auto nnz = indices.sym_size(0);
-  return {at::empty({size + 1}, indices.options()), at::empty_symint({nnz}, indices.options()),
-          at::empty_symint({nnz}, indices.options())};
-}
-
 std::tuple<Tensor, Tensor, Tensor> transpose_pattern_cpu(const Tensor& compressed, const Tensor& indices,
                                                          std::int64_t size, bool sound) {
-  const char* op = "transpose_pattern";
-  check_pattern_tensors(op, compressed, indices, size, "size", kNames);
+  auto result = empty_transpose(compressed, indices, size);
   const Tensor from = compressed.contiguous(), entries = indices.contiguous();
-  if (!sound) check_pattern_content(op, from, entries, size, kNames);
-  auto result = empty_transpose(indices, size);
+  if (!sound) check_pattern_content("transpose_pattern", from, entries, size, kNames);
   transpose_pattern(from.const_data_ptr<std::int32_t>(), from.numel() - 1, entries.const_data_ptr<std::int32_t>(), size,
                     std::get<0>(result).mutable_data_ptr<std::int32_t>(),
                     std::get<1>(result).mutable_data_ptr<std::int32_t>(),
@@ -57,8 +49,7 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_cpu(const Tensor& compresse
 
 std::tuple<Tensor, Tensor, Tensor> transpose_pattern_meta(const Tensor& compressed, const Tensor& indices,
                                                           std::int64_t size, bool) {
-  check_pattern_tensors("transpose_pattern", compressed, indices, size, "size", kNames);
-  return empty_transpose(indices, size);
+  return empty_transpose(compressed, indices, size);
 }
 
 }  // namespace
@@ -77,6 +68,13 @@ void check_pattern_tensors(const char* op, const Tensor& compressed, const Tenso
               kMaxIndex, " entries, got ", compressed.sym_size(0));
   TORCH_CHECK(indices.sym_size(0) <= kMaxIndex, "dendnorm::", op, ": ", names.indices, " must have at most ", kMaxIndex,
               " entries, got ", indices.sym_size(0));
+}
+
+std::tuple<Tensor, Tensor, Tensor> empty_transpose(const Tensor& compressed, const Tensor& indices, std::int64_t size) {
+  check_pattern_tensors("transpose_pattern", compressed, indices, size, "size", kNames);
+  const auto nnz = indices.sym_size(0);
+  return {at::empty({size + 1}, indices.options()), at::empty_symint({nnz}, indices.options()),
+          at::empty_symint({nnz}, indices.options())};
 }
 
 void check_pattern_content(const char* op, const Tensor& compressed, const Tensor& indices, std::int64_t size,

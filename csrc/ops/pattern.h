@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <string_view>
+#include <tuple>
 
 namespace dendnorm::ops {
 
@@ -17,8 +18,16 @@ struct PatternNames {
 void check_pattern_tensors(const char* op, const at::Tensor& compressed, const at::Tensor& indices, std::int64_t size,
                            const char* size_name, PatternNames names);
 
+// What transpose_pattern accepts, and its uninitialised result.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> empty_transpose(const at::Tensor& compressed, const at::Tensor& indices,
+                                                               std::int64_t size);
+
 // And what they hold; contiguous CPU tensors.
 void check_pattern_content(const char* op, const at::Tensor& compressed, const at::Tensor& indices, std::int64_t size,
                            PatternNames names);
+
+// The same for CUDA tensors; it waits for the device.
+void check_pattern_content_cuda(const char* op, const at::Tensor& compressed, const at::Tensor& indices,
+                                std::int64_t size, PatternNames names);
 
 }  // namespace dendnorm::ops

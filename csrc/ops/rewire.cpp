@@ -169,26 +169,10 @@ struct Pair64 {
   std::uint64_t word[2];
 };
 
-void check_source(const std::int32_t* from, std::int64_t n, const Tensor& fill) {
-  for (std::int64_t k = 0; k < n; ++k) {
-    TORCH_CHECK(-1 <= from[k] && from[k] < n, "dendnorm::carry_: source must be in [-1, ", n, "), got ", from[k],
-                " at position ", k);
-  }
-  const std::int64_t fresh = std::count(from, from + n, -1);
-  TORCH_CHECK(fill.dim() == 0 || fill.numel() == fresh, "dendnorm::carry_: fill must have shape () or (", fresh,
-              ",), one entry for each -1 in source, got ", fill.sizes());
-}
-
-// copy_ takes any strides and tells autograd that what it may have saved has changed.
-void write(Tensor& values, const Tensor& result) {
-  const at::AutoDispatchBelowAutograd no_history;
-  values.copy_(result);
-}
-
 void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill, bool sound, const OptionalTensor& status) {
   check_carry(values, source, fill, status);
   const Tensor sources = source.contiguous(), fills = fill.contiguous(), old = values.contiguous();
-  if (!sound) check_source(sources.const_data_ptr<std::int32_t>(), old.numel(), fill);
+  if (!sound) check_source(sources, fill);
   if (!is_clear(status)) return;
   Tensor result = at::empty_like(old);
   // Values are moved, never read: their size is all that matters.
@@ -199,12 +183,12 @@ void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill, bool so
     case 8: carry_words<std::uint64_t>(old, sources, fills, result); break;
     default: carry_words<Pair64>(old, sources, fills, result);
   }
-  write(values, result);
+  overwrite(values, result);
 }
 
 void assign_cpu(Tensor& values, const Tensor& new_values, const OptionalTensor& status) {
   check_assign(values, new_values, status);
-  if (is_clear(status)) write(values, new_values);
+  if (is_clear(status)) overwrite(values, new_values);
 }
 
 // What tracing needs: the shapes.
@@ -238,7 +222,26 @@ void assign_meta(Tensor& values, const Tensor& new_values, const OptionalTensor&
   check_assign(values, new_values, status);
 }
 
+void raise_fault_meta(const Tensor&) {}
+
 }  // namespace
+
+void check_source(const Tensor& source, const Tensor& fill) {
+  const auto* from = source.const_data_ptr<std::int32_t>();
+  const std::int64_t n = source.numel();
+  for (std::int64_t k = 0; k < n; ++k) {
+    TORCH_CHECK(-1 <= from[k] && from[k] < n, "dendnorm::carry_: source must be in [-1, ", n, "), got ", from[k],
+                " at position ", k);
+  }
+  const std::int64_t fresh = std::count(from, from + n, -1);
+  TORCH_CHECK(fill.dim() == 0 || fill.numel() == fresh, "dendnorm::carry_: fill must have shape () or (", fresh,
+              ",), one entry for each -1 in source, got ", fill.sizes());
+}
+
+void overwrite(Tensor& values, const Tensor& result) {
+  const at::AutoDispatchBelowAutograd no_history;
+  values.copy_(result);
+}
 
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
   m.impl("weakest", weakest_cpu);
@@ -248,6 +251,7 @@ TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
   m.impl("counter_normal", counter_normal_cpu);
   m.impl("carry_", carry_cpu);
   m.impl("assign_", assign_cpu);
+  m.impl("raise_fault", static_cast<void (*)(const Tensor&)>(raise_fault));
 }
 
 TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
@@ -258,6 +262,7 @@ TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
   m.impl("counter_normal", empty_normal);
   m.impl("carry_", carry_meta);
   m.impl("assign_", assign_meta);
+  m.impl("raise_fault", raise_fault_meta);
 }
 
 TORCH_LIBRARY_IMPL(dendnorm, BackendSelect, m) { m.impl("counter_normal", counter_normal_anywhere); }

@@ -37,7 +37,14 @@ void check_assign(const at::Tensor& values, const at::Tensor& new_values, const 
 // The largest number of rows: for what reads a pattern without using how many it has.
 constexpr std::int64_t kAnyRows = 0x7FFFFFFE;
 
-// Raises what a status tells, if it tells of a fault.
+// That every source is in [-1, n) and that there is a fill for each -1; contiguous CPU tensors.
+void check_source(const at::Tensor& source, const at::Tensor& fill);
+
+// values = result for any strides; autograd is told that what it may have saved has changed.
+void overwrite(at::Tensor& values, const at::Tensor& result);
+
+// Raises what a status tells, if it tells of a fault. A tensor on a GPU is waited for.
 void raise_fault(const Status& status);
+void raise_fault(const at::Tensor& status);
 
 }  // namespace dendnorm::ops

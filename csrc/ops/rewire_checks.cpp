@@ -1,7 +1,6 @@
 #include <ATen/ops/empty.h>
 #include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
-#include <torch/library.h>
 
 #include "ops/pattern.h"
 #include "ops/rewire.h"
@@ -168,21 +167,11 @@ void raise_fault(const Status& status) {
               status.code);
 }
 
-namespace {
-
-void raise_fault_of(const Tensor& status) {
+void raise_fault(const Tensor& status) {
   check_status("raise_fault", status);
   const Tensor words = status.cpu();
   const std::int64_t* word = words.const_data_ptr<std::int64_t>();
   raise_fault({word[0], {word[1], word[2], word[3]}});
 }
-
-void raise_fault_meta(const Tensor& status) { check_status("raise_fault", status); }
-
-}  // namespace
-
-TORCH_LIBRARY_IMPL(dendnorm, CompositeExplicitAutograd, m) { m.impl("raise_fault", raise_fault_of); }
-
-TORCH_LIBRARY_IMPL(dendnorm, Meta, m) { m.impl("raise_fault", raise_fault_meta); }
 
 }  // namespace dendnorm::ops

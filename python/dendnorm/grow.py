@@ -75,7 +75,9 @@ class Random(_Values):
 
     def positions(self, turn: Turn, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
         rows = turn.layer.out_features
-        return _ops.empty_positions(ccol_indices, row_indices, rows, turn.k, turn.seed, turn.step, turn.index)
+        return _ops.empty_positions(
+            ccol_indices, row_indices, rows, turn.k, turn.seed, turn.step, turn.index, sound=True
+        )
 
 
 @dataclass(frozen=True)
