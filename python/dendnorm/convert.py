@@ -52,7 +52,7 @@ def densities(
     """
     if isinstance(model, nn.Module):
         places = _places(model, skip)
-        shapes = {name: tuple(module.weight.shape) for name, module in _first(places).items()}
+        shapes = {name: tuple(_as_linear(module).weight.shape) for name, module in _first(places).items()}
     elif isinstance(model, Mapping):
         shapes = {name: tuple(shape) for name, shape in model.items()}
     else:
@@ -70,11 +70,12 @@ def sparsify(
     distribution: str = "uniform",
     norm: Norm | str | None = "l0",
     skip: Iterable[str] = (),
-) -> dict[str, nn.Linear]:
+) -> dict[str, nn.Module]:
     """Replace every ``nn.Linear`` in a model by a ``SparseLinear`` that computes the same, up to what is dropped.
 
     In place, by ``SparseLinear.from_dense``; an optimizer must be made afterwards. Only modules whose class is
-    ``nn.Linear`` itself: a subclass may use its weight in its own way. A module used in several places stays one.
+    ``nn.Linear`` itself, for a subclass may use its weight in its own way, and ``transformers.pytorch_utils.Conv1D``,
+    GPT-2's linear layer with a transposed weight. A module used in several places stays one.
 
     Args:
         model: any module but an ``nn.Linear``, which cannot replace itself.
@@ -101,7 +102,7 @@ def sparsify(
     made: dict[int, SparseLinear] = {}
     for name, module in chosen.items():
         try:
-            made[id(module)] = SparseLinear.from_dense(module, shares[name], norm=norm)
+            made[id(module)] = SparseLinear.from_dense(_as_linear(module), shares[name], norm=norm)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     for name, module in places:
@@ -111,13 +112,13 @@ def sparsify(
 
 
 def _shares(
-    chosen: Mapping[str, nn.Linear], density: float | Mapping[str, float] | None, distribution: str
+    chosen: Mapping[str, nn.Module], density: float | Mapping[str, float] | None, distribution: str
 ) -> Mapping[str, float | None]:
     """The density of each layer that is to become sparse."""
     if not isinstance(density, Mapping):
         if density is None and distribution == "uniform":
             return dict.fromkeys(chosen)
-        shapes = {name: tuple(module.weight.shape) for name, module in chosen.items()}
+        shapes = {name: tuple(_as_linear(module).weight.shape) for name, module in chosen.items()}
         if distribution == "uniform":
             return dict.fromkeys(chosen, density)
         return {name: count / math.prod(shapes[name])
@@ -134,7 +135,28 @@ def _shares(
     return {name: density[key] for name, key in shares.items()}
 
 
-def _first(places: list[tuple[str, nn.Linear]]) -> dict[str, nn.Linear]:
+def _is_linear(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or _is_conv1d(module)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # By its name: transformers need not be installed.
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def _as_linear(module: nn.Module) -> nn.Linear:
+    """The module itself, or an ``nn.Linear`` that has a Conv1D's own memory."""
+    if not _is_conv1d(module):
+        return module
+    inputs, outputs = module.weight.shape
+    linear = nn.Linear(inputs, outputs, device="meta")
+    linear.weight = nn.Parameter(module.weight.detach().T, requires_grad=module.weight.requires_grad)
+    linear.bias = module.bias
+    return linear.train(module.training)
+
+
+def _first(places: list[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
     """Each module once, by its first name."""
     names: dict[int, str] = {}
     for name, module in places:
@@ -142,10 +164,11 @@ def _first(places: list[tuple[str, nn.Linear]]) -> dict[str, nn.Linear]:
     return {name: module for name, module in places if names[id(module)] == name}
 
 
-def _places(model: nn.Module, skip: Iterable[str]) -> list[tuple[str, nn.Linear]]:
-    """Where a model holds an ``nn.Linear`` that is not skipped, by every name."""
-    if type(model) is nn.Linear:
-        raise ValueError("model must hold the nn.Linear to be replaced, got an nn.Linear; use SparseLinear.from_dense")
+def _places(model: nn.Module, skip: Iterable[str]) -> list[tuple[str, nn.Module]]:
+    """Where a model holds a linear layer that is not skipped, by every name."""
+    if _is_linear(model):
+        kind = "nn.Linear" if type(model) is nn.Linear else "Conv1D"
+        raise ValueError(f"model must hold the {kind} to be replaced, got an {kind}; use SparseLinear.from_dense")
     if isinstance(skip, str):
         raise TypeError(f"skip must be a list of names, got the string {skip!r}")
     skip = list(skip)
@@ -162,8 +185,8 @@ def _places(model: nn.Module, skip: Iterable[str]) -> list[tuple[str, nn.Linear]
 
     every = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
     # A module that is used in several places stays everywhere if one of its names is skipped.
-    stays = {id(module) for name, module in every if type(module) is nn.Linear and skipped(name)}
-    return [(name, module) for name, module in every if type(module) is nn.Linear and id(module) not in stays]
+    stays = {id(module) for name, module in every if _is_linear(module) and skipped(name)}
+    return [(name, module) for name, module in every if _is_linear(module) and id(module) not in stays]
 
 
 def _refuse_tied(model: nn.Module, chosen: dict[int, nn.Module], names: dict[int, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -65,12 +66,16 @@ def test_every_source_lies_in_a_room():
         assert any(name == room or name.startswith(room + "/") for room in known), name
 
 
-def imports(path: Path) -> set[str]:
+# Those of dendnorm.integrations, which sees the package up to the summaries, and which nothing else sees.
+INTEGRATIONS = ["core", "fsdp", "_lightning", "lightning", "pytorch_lightning", "transformers"]
+
+
+def imports(path: Path, level: int = 1) -> set[str]:
     """The package's modules that a module imports when it is loaded; imports inside functions run later."""
     found = set()
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
+        if isinstance(node, ast.ImportFrom) and node.level == level:
             found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
     return found
 
@@ -82,3 +87,19 @@ def test_python_modules_import_downwards():
     for module in modules:
         for name in imports(package / f"{module}.py"):
             assert LAYERS.index(name) < LAYERS.index(module), f"{module} imports {name}"
+
+
+def test_integrations_import_downwards():
+    folder = ROOT / "python" / "dendnorm" / "integrations"
+    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(INTEGRATIONS)
+    below = LAYERS[: LAYERS.index("summaries") + 1]
+    for module in INTEGRATIONS:
+        for name in imports(folder / f"{module}.py"):
+            assert INTEGRATIONS.index(name) < INTEGRATIONS.index(module), f"{module} imports {name}"
+        assert imports(folder / f"{module}.py", level=2) <= set(below), module
+
+
+def test_every_package_is_listed_for_installation():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    folders = {path.parent.relative_to(ROOT / "python") for path in (ROOT / "python").rglob("__init__.py")}
+    assert set(settings["tool"]["setuptools"]["packages"]) == {".".join(path.parts) for path in folders}

@@ -1,0 +1,6 @@
+"""Rewiring inside other people's trainers. Each module needs its package, which the extra of the same name installs.
+
+- ``transformers``: ``RewiringCallback`` for the Trainer of Hugging Face.
+- ``lightning`` and ``pytorch_lightning``: ``RewiringCallback`` for Lightning under either name.
+- ``fsdp``: ``keep_whole``, sparse layers in a model that ``torch.distributed.fsdp.fully_shard`` shards.
+"""

@@ -1,0 +1,172 @@
+"""What the callbacks of all trainers share: when to rewire, with what, what to log and what to save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..rewiring import SET, RewireReport
+
+__all__ = ["ScheduledRewiring", "scalars"]
+
+
+class _Optimizers:
+    """Several optimizers as the one that a rewirer takes."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = optimizers
+
+    @property
+    def state(self) -> Mapping[torch.Tensor, Any]:
+        # Not a chain of them: a state is a defaultdict, which has an entry for everything that it is asked.
+        return {parameter: state for optimizer in self._optimizers for parameter, state in optimizer.state.items()}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._optimizers for group in optimizer.param_groups]
+
+
+def _whole(name: str, value: object, lowest: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < lowest:
+        raise ValueError(f"{name} must be at least {lowest}, got {value}")
+    return value
+
+
+def scalars(model: nn.Module, report: RewireReport) -> dict[str, float]:
+    """What a rewiring did, as numbers for a trainer's log.
+
+    Returns:
+        ``rewiring/number`` and ``rewiring/replaced`` (share of all connections), and for each layer
+        ``rewiring/NAME/replaced``, ``/density`` and ``/in_degree_std`` (standard deviation of the neurons' in-degrees,
+        over M).
+    """
+    total, replaced = sum(layer.nnz for layer in report), sum(layer.k for layer in report)
+    values = {"rewiring/number": float(report.step), "rewiring/replaced": replaced / max(total, 1)}
+    for layer in report:
+        module, name = model.get_submodule(layer.name), f"rewiring/{layer.name or 'layer'}"
+        values[f"{name}/replaced"] = layer.k / max(layer.nnz, 1)
+        values[f"{name}/density"] = module.density
+        values[f"{name}/in_degree_std"] = float(module.in_degrees().double().std(correction=0))
+    return values
+
+
+class ScheduledRewiring:
+    """A rewirer that a trainer's callback drives: the callback says what is done, this says what follows.
+
+    Args:
+        every_n_steps: rewire after every so many steps of the optimizer;
+        every_n_epochs: or after every so many epochs. Exactly one of the two.
+        start_after: no rewiring before so many steps or epochs are done (warm-up).
+        stop_after: none after so many; None: until the end.
+        rewirer: the class, ``dendnorm.SET`` or one that takes (model, optimizer, **options) like it.
+        options: what the rewirer takes besides: ``zeta``, ``seed``, ``drop``, ``grow``.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        start_after: int = 0,
+        stop_after: int | None = None,
+        rewirer: type = SET,
+        **options: Any,
+    ) -> None:
+        if (every_n_steps is None) == (every_n_epochs is None):
+            raise ValueError(
+                "exactly one of every_n_steps and every_n_epochs must be given, got"
+                f" every_n_steps={every_n_steps!r} and every_n_epochs={every_n_epochs!r}"
+            )
+        if {"every", "model", "optimizer"} & set(options):
+            raise TypeError("model, optimizer and every are the trainer's to give: use every_n_steps or every_n_epochs")
+        self.unit = "epoch" if every_n_steps is None else "step"
+        name = f"every_n_{self.unit}s"
+        self.every = _whole(name, every_n_epochs if every_n_steps is None else every_n_steps, 1)
+        self.start_after = _whole("start_after", start_after, 0)
+        self.stop_after = None if stop_after is None else _whole("stop_after", stop_after, 0)
+        self.make, self.options = rewirer, options
+        self.rewirer: Any = None
+        self._latest = 0  # the step or epoch after which the latest rewiring was done
+        self._saved: Mapping[str, Any] | None = None  # loaded before there is a rewirer
+
+    def due(self, count: int) -> bool:
+        """Whether a rewiring follows when so many steps or epochs are done."""
+        if count <= max(self.start_after, 0) or (self.stop_after is not None and count > self.stop_after):
+            return False
+        return count % self.every == 0
+
+    def start(
+        self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int, epoch: int
+    ) -> dict | None:
+        """Training begins, or goes on after so many steps and whole epochs.
+
+        Returns:
+            As ``done``: a checkpoint may have been written between the end of a step or an epoch and its rewiring.
+        """
+        optimizer = optimizers[0] if len(optimizers) == 1 else _Optimizers(optimizers)
+        kept = None if self.rewirer is None else self.rewirer.state_dict()
+        self.rewirer = self.make(model, optimizer, **self.options)
+        if kept is not None:
+            self.rewirer.load_state_dict(kept)
+        if self._saved is not None:
+            saved, self._saved = self._saved, None
+            self.load_state_dict(saved)
+        count = epoch if self.unit == "epoch" else step
+        values = self.done(self.unit, count) if count else None
+        self._observe(count)
+        return values
+
+    def done(self, unit: str, count: int) -> dict[str, float] | None:
+        """A step of the optimizer ("step") or an epoch ("epoch") is done; rewires if that is due, once for each count.
+
+        Args:
+            count: how many are done, over the whole training, resumed or not.
+
+        Returns:
+            What is to be logged, or None.
+        """
+        if unit != self.unit:
+            return None
+        values = None
+        if self.due(count) and count > self._latest:
+            report = self.rewirer.step()
+            self._latest = count
+            values = scalars(self.rewirer.model, report)
+        self._observe(count)
+        return values
+
+    def _observe(self, count: int) -> None:
+        """For rules that look at what passes through the layers: in the step, or the epoch, that a rewiring ends."""
+        looks_at = [getattr(getattr(self.rewirer, rule, None), "looks_at", ()) for rule in ("drop_rule", "grow_rule")]
+        if any(looks_at) and self.due(count + 1) and count + 1 > self._latest:
+            self.rewirer.observe()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold for the same edges to come: plain numbers, which JSON can hold."""
+        if self.rewirer is None:
+            return dict(self._saved or {"latest": 0, "rewirer": None})
+        return {"latest": self._latest, "rewirer": self.rewirer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Go on as the training that was saved.
+
+        Raises:
+            TypeError, ValueError: not what ``state_dict`` gave; nothing has changed then.
+        """
+        if not isinstance(state_dict, Mapping) or set(state_dict) != {"latest", "rewirer"}:
+            given = list(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise ValueError(f"state_dict must be a mapping with the keys ['latest', 'rewirer'], got {given}")
+        latest = _whole("state_dict['latest']", state_dict["latest"], 0)
+        if self.rewirer is None:
+            self._saved = dict(state_dict)
+            return
+        if state_dict["rewirer"] is not None:
+            self.rewirer.load_state_dict(state_dict["rewirer"])
+        self._latest = latest

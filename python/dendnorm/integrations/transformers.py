@@ -1,0 +1,105 @@
+"""Rewiring under the Trainer of Hugging Face (the package transformers)."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from typing import Any
+
+from .._extras import require
+from .core import ScheduledRewiring
+
+_transformers = require("transformers", "transformers")
+_callbacks = require("transformers.trainer_callback", "transformers")
+
+__all__ = ["RewiringCallback"]
+
+
+class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState):
+    """Rewires the sparse layers of a ``transformers.Trainer``'s model on a schedule. ::
+
+        callback = RewiringCallback(every_n_steps=100, zeta=0.15, start_after=500)
+        trainer = Trainer(model, args, ..., callbacks=[callback])
+        callback.log_to(trainer)
+        trainer.train()
+
+    Its state is in the trainer's checkpoints, and ``trainer.train(resume_from_checkpoint=True)`` goes on with the edges
+    that an undisturbed run would have. Each rewiring's numbers (``dendnorm.integrations.core.scalars``) are in
+    ``trainer.state.log_history``, and with ``log_to`` in the trainer's own loggers, TensorBoard for one.
+
+    Args:
+        every_n_steps, every_n_epochs, start_after, stop_after, rewirer, options: as for
+            ``dendnorm.integrations.core.ScheduledRewiring``; steps are steps of the optimizer.
+
+    Raises:
+        TypeError, ValueError: as there.
+        ImportError: on import of this module, without the package transformers; names the extra.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, every_n_epochs: int | None = None, **options: Any) -> None:
+        self.rewiring = ScheduledRewiring(every_n_steps, every_n_epochs, **options)
+        self._arguments = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, **options}
+        self._trainer: Any = lambda: None
+
+    def log_to(self, trainer: Any) -> None:
+        """Log through this trainer, and so through all its loggers."""
+        self._trainer = weakref.ref(trainer)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any):
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if isinstance(saved, dict):
+            self.rewiring.load_state_dict(saved["attributes"]["saved"])
+        while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
+            optimizer = optimizer.optimizer
+        # An epoch is done where its last step is; before, the next one is not.
+        epoch = state.epoch or 0
+        whole = round(epoch) if abs(epoch - round(epoch)) < 1e-6 else int(epoch)
+        self._log(state, self.rewiring.start(model, [optimizer], state.global_step, whole))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._log(state, self.rewiring.done("step", state.global_step))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._log(state, self.rewiring.done("epoch", round(state.epoch)))
+
+    def _log(self, state: Any, values: dict[str, float] | None) -> None:
+        if values is None:
+            return
+        trainer = self._trainer()
+        if trainer is not None:
+            trainer.log(values)
+        else:
+            state.log_history.append({**values, "epoch": state.epoch, "step": state.global_step})
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        return self.rewiring.state_dict()
+
+    @saved.setter
+    def saved(self, state: dict[str, Any]) -> None:
+        self.rewiring.load_state_dict(state)
+
+    def state(self) -> dict[str, Any]:
+        """What the trainer writes into its checkpoint."""
+        try:
+            json.dumps(self._arguments)
+            arguments = self._arguments
+        except TypeError:
+            arguments = None  # a callable or a rule: only the attributes can be restored
+        return {"args": arguments, "attributes": {"saved": self.saved}}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> RewiringCallback:
+        """What ``TrainingArguments(restore_callback_states_from_checkpoint=True)`` makes a callback with.
+
+        Raises:
+            ValueError: options that a checkpoint does not hold.
+        """
+        if state["args"] is None:
+            raise ValueError(
+                "restore_callback_states_from_checkpoint must be False for a RewiringCallback whose options are objects"
+                " of Python; its state is restored all the same"
+            )
+        callback = cls(**state["args"])
+        callback.saved = state["attributes"]["saved"]
+        return callback
