@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "core/macros.h"
 
@@ -120,6 +121,37 @@ DENDNORM_HD inline std::int64_t empty_key(std::int64_t index, const std::int32_t
     }
   }
   return column * rows + rest + before;
+}
+
+// Numbers of empty positions, ascending, become their keys, in place: one walk over the connections.
+inline void empty_keys(std::int64_t* numbers, std::int64_t count, const std::int32_t* ccol_indices,
+                       const std::int32_t* row_indices, std::int64_t rows) {
+  std::int64_t column = 0, before = 0;  // connections that come before the position in its column
+  for (std::int64_t i = 0; i < count; ++i) {
+    while ((column + 1) * rows - ccol_indices[column + 1] <= numbers[i]) {
+      ++column;
+      before = 0;
+    }
+    const std::int64_t first = ccol_indices[column], end = ccol_indices[column + 1] - first;
+    const std::int64_t rest = numbers[i] - (column * rows - first);
+    while (before < end && row_indices[first + before] - before <= rest) ++before;
+    numbers[i] = column * rows + rest + before;
+  }
+}
+
+// Sorts numbers below 2^bits, 11 bits at a time from the last ones on; `other` is as long. Returns which has the
+// result.
+inline std::uint64_t* sort_numbers(std::uint64_t* numbers, std::uint64_t* other, std::int64_t count, int bits) {
+  constexpr int kDigit = 11;
+  for (int shift = 0; shift < bits; shift += kDigit) {
+    std::array<std::int64_t, (1 << kDigit) + 1> start{};
+    const auto digit = [&](std::uint64_t number) { return number >> shift & ((1 << kDigit) - 1); };
+    for (std::int64_t i = 0; i < count; ++i) ++start[digit(numbers[i]) + 1];
+    for (std::size_t d = 1; d < start.size(); ++d) start[d] += start[d - 1];
+    for (std::int64_t i = 0; i < count; ++i) other[start[digit(numbers[i])]++] = numbers[i];
+    std::swap(numbers, other);
+  }
+  return numbers;
 }
 
 // Merges the connections that stay with the new keys, both ascending, into a pattern in column order. source[k] is the

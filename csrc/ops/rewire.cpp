@@ -1,6 +1,7 @@
 #include "ops/rewire.h"
 
 #include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -10,7 +11,9 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
+#include <memory>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -23,6 +26,8 @@ namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
+
+constexpr std::int64_t kGrain = 1024;  // random numbers for one thread
 
 Status* status_of(const OptionalTensor& status) {
   return given(status) ? reinterpret_cast<Status*>(status->mutable_data_ptr<std::int64_t>()) : nullptr;
@@ -76,23 +81,44 @@ std::tuple<Tensor, Tensor, Tensor> excise_cpu(const Tensor& ccol_indices, const 
   return result;
 }
 
+// The first `count` numbers of a bijection, in order.
+void draw_sorted(std::int64_t* numbers, std::int64_t count, const Bijection& shuffled, int bits) {
+  at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) numbers[i] = static_cast<std::int64_t>(shuffled(i));
+  });
+  if (count < 2048) {
+    std::sort(numbers, numbers + count);
+    return;
+  }
+  const auto other = std::make_unique_for_overwrite<std::uint64_t[]>(count);
+  auto* first = reinterpret_cast<std::uint64_t*>(numbers);
+  const std::uint64_t* sorted = sort_numbers(first, other.get(), count, bits);
+  if (sorted != first) std::copy(sorted, sorted + count, first);
+}
+
 Tensor empty_positions_cpu(const Tensor& ccol_indices, const Tensor& row_indices, std::int64_t rows, std::int64_t k,
                            std::int64_t seed, std::int64_t step, std::int64_t layer, bool sound) {
   Tensor result = empty_positions_result(ccol_indices, row_indices, rows, k, seed, step, layer);
   const Tensor pointers = ccol_indices.contiguous(), entries = row_indices.contiguous();
   if (!sound) check_pattern_content("empty_positions", pointers, entries, rows, {});
   const std::int64_t cols = pointers.numel() - 1, empty = rows * cols - entries.numel();
-  auto* keys = result.mutable_data_ptr<std::int64_t>();
-  std::iota(keys, keys + k, 0);
-  if (0 < k && k < empty) {
-    const auto number = static_cast<std::uint32_t>(layer);
-    const Bijection shuffled(static_cast<std::uint64_t>(empty), stream_of(seed, step, number, Purpose::kPosition));
-    for (std::int64_t i = 0; i < k; ++i) keys[i] = static_cast<std::int64_t>(shuffled(i));
-    std::sort(keys, keys + k);
-  }
   const auto* ccol = pointers.const_data_ptr<std::int32_t>();
   const auto* row = entries.const_data_ptr<std::int32_t>();
-  for (std::int64_t i = 0; i < k; ++i) keys[i] = empty_key(keys[i], ccol, row, rows, cols);
+  auto* keys = result.mutable_data_ptr<std::int64_t>();
+  if (k < empty) {
+    const auto number = static_cast<std::uint32_t>(layer);
+    draw_sorted(keys, k,
+                Bijection(static_cast<std::uint64_t>(empty), stream_of(seed, step, number, Purpose::kPosition)),
+                std::bit_width(static_cast<std::uint64_t>(empty - 1)));
+  } else {
+    std::iota(keys, keys + k, 0);
+  }
+  // A walk costs as many steps as there are connections, a search two logarithms for each key.
+  if (k > entries.numel() / 16) {
+    empty_keys(keys, k, ccol, row, rows);
+  } else {
+    for (std::int64_t i = 0; i < k; ++i) keys[i] = empty_key(keys[i], ccol, row, rows, cols);
+  }
   return result;
 }
 
@@ -140,11 +166,13 @@ Tensor counter_normal_cpu(std::int64_t n, std::int64_t seed, std::int64_t step, 
   const Stream stream = stream_of(seed, step, static_cast<std::uint32_t>(layer), Purpose::kValue);
   AT_DISPATCH_FLOATING_TYPES(dtype, "counter_normal", [&] {
     auto* values = result.mutable_data_ptr<scalar_t>();
-    for (std::int64_t i = 0; i < n; i += 2) {
-      const NormalPair pair = normal_pair(stream, static_cast<std::uint64_t>(i) / 2);
-      values[i] = static_cast<scalar_t>(pair.first);
-      if (i + 1 < n) values[i + 1] = static_cast<scalar_t>(pair.second);
-    }
+    at::parallel_for(0, n / 2 + n % 2, kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const NormalPair pair = normal_pair(stream, static_cast<std::uint64_t>(i));
+        values[2 * i] = static_cast<scalar_t>(pair.first);
+        if (2 * i + 1 < n) values[2 * i + 1] = static_cast<scalar_t>(pair.second);
+      }
+    });
   });
   return result;
 }

@@ -110,6 +110,36 @@ TEST(EmptyKey, NumbersTheEmptyPositionsInOrder) {
   }
 }
 
+TEST(EmptyKeys, AreThoseOfASearchForEach) {
+  std::mt19937 random(15);
+  for (int round = 0; round < 500; ++round) {
+    const Case c = random_case(random);
+    const Keys empty = empty_keys(c);
+    Keys numbers, want;
+    for (std::size_t i = 0; i < empty.size(); ++i) {
+      if (random() % 3 != 0) continue;
+      numbers.push_back(static_cast<std::int64_t>(i));
+      want.push_back(empty[i]);
+    }
+    dendnorm::empty_keys(numbers.data(), static_cast<std::int64_t>(numbers.size()), c.ccol.data(), c.row.data(), c.rows);
+    ASSERT_EQ(numbers, want);
+  }
+}
+
+TEST(SortNumbers, SortsByAllBits) {
+  std::mt19937_64 random(16);
+  for (const int bits : {1, 10, 11, 12, 22, 23, 33, 62}) {
+    for (const int count : {0, 1, 2, 1000}) {
+      std::vector<std::uint64_t> numbers(count), other(count);
+      for (auto& number : numbers) number = random() & ((std::uint64_t{1} << bits) - 1);
+      auto want = numbers;
+      std::sort(want.begin(), want.end());
+      const std::uint64_t* sorted = sort_numbers(numbers.data(), other.data(), count, bits);
+      ASSERT_TRUE(std::equal(want.begin(), want.end(), sorted)) << bits << " bits, " << count;
+    }
+  }
+}
+
 TEST(EmptyKey, CountsInSixtyFourBits) {
   // 2^31 - 2 rows and 2^20 columns, one connection in the first position of the first column.
   const std::int64_t rows = 0x7FFFFFFE, cols = 1 << 20;
