@@ -43,10 +43,16 @@ __device__ __forceinline__ T* shared_memory() {
 template <class... Parameters, class... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
                           const Arguments&... arguments) {
-  // What a kernel may use beyond 48 KB is asked for on the current device; repeating it costs little.
+  // More than 48 KB has to be allowed on each device. All that the device has, and not what this launch asks for: two
+  // threads may launch the same kernel.
   if (shared > 48 * 1024) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    int device = 0, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) {
+      error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   most);
+    }
     if (error != cudaSuccess) return error;
   }
   kernel<<<grid, block, shared, stream>>>(arguments...);
