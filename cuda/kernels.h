@@ -40,6 +40,24 @@ struct alignas(2 * sizeof(T)) Factor {
   T first, second;
 };
 
+// The excitability e: none (1), one for all rows, or one for each.
+template <class T>
+struct Excitability {
+  const T* data = nullptr;
+  bool per_row = false;
+};
+
+// Where b = 0 the numbers of connections tell all factors: then a pass works them out in its first launch, instead of
+// row_factors in one of its own, and reads them as its factors and dot weights.
+template <class T>
+struct Counted {
+  const std::int32_t* start = nullptr;  // of the row view, (M + 1,); null: nothing to work out
+  Excitability<T> excitability;
+  double a = 0;
+  Factor<T>* factors = nullptr;  // (M,) e / n^a, null: not wanted
+  double* inverse_d = nullptr;   // (M,) 1 / n^a, null: not wanted
+};
+
 // What the choice of a kernel needs to know of the device.
 struct Device {
   int processors = 132;  // streaming multiprocessors
@@ -61,7 +79,8 @@ struct Forward {
   const T* values;
   const Factor<T>* factors;  // (M,), null: 1
   const T* bias;             // (M,), null: none
-  std::byte* workspace;      // forward_workspace bytes, aligned to 256; its contents are of no importance
+  Counted<T> counted;
+  std::byte* workspace;  // forward_workspace bytes, aligned to 256; its contents are of no importance
 };
 
 // Over the column view: dX = dY W, G_k = sum over the batch of dY[., row_k] X[., col_k], and db.
@@ -79,7 +98,8 @@ struct Columns {
   const double* dot_weights;  // (M,), null: not wanted; needs gradient
   double* dots;               // (dot_parts(connections),): parts of sum_k dot_weights[row_k] G_k v_k, before `finish`
   T* bias_gradient;           // (M,), null: not wanted
-  std::byte* workspace;       // columns_workspace bytes, aligned to 256
+  Counted<T> counted;
+  std::byte* workspace;  // columns_workspace bytes, aligned to 256
 };
 
 std::int64_t dot_parts(std::int64_t connections);
@@ -93,13 +113,6 @@ template <class T>
 std::size_t columns_workspace(const Columns<T>& c, const Device& device);
 template <class T>
 cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stream);
-
-// The excitability e: none (1), one for all rows, or one for each.
-template <class T>
-struct Excitability {
-  const T* data = nullptr;
-  bool per_row = false;
-};
 
 // The rows of a layer; `view` is the row view with its perm.
 template <class T>

@@ -1,6 +1,7 @@
 // The normalisation and its gradient over a whole layer; the rule of one row is in core/norm.h. Compiled without fused
 // multiply-adds, so that effective_weight has the bits of the CPU.
 #include "cuda/choose.h"
+#include "cuda/factors.cuh"
 #include "cuda/kernels.h"
 #include "cuda/types.cuh"
 
@@ -9,11 +10,6 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr std::int64_t kMeanForBlock = 512;  // from this many connections a row on, a block has it, else a warp
-
-template <class T>
-__device__ __forceinline__ double excitability_of(const Excitability<T>& e, i64 row) {
-  return e.data == nullptr ? 1.0 : static_cast<double>(e.data[e.per_row ? row : 0]);
-}
 
 // The threads that share a row: a warp, or a whole block. All of them call, and all get the same bits.
 template <int kSize>
@@ -101,23 +97,11 @@ __device__ __forceinline__ i64 team_row() {
   return static_cast<i64>(blockIdx.x) * (kThreads / kSize) + threadIdx.x / kSize;
 }
 
-template <class T>
-__device__ void write_factor(const Layer<T>& layer, i64 row, double inverse_d, Factor<T>* factors, double* inverses) {
-  if (inverses != nullptr) inverses[row] = inverse_d;
-  if (factors == nullptr) return;
-  Factor<T> factor;
-  split_factor(excitability_of(layer.excitability, row) * inverse_d, &factor.first, &factor.second);
-  factors[row] = factor;
-}
-
 // Where b = 0: a thread has a row.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    counted_factors_kernel(const Layer<T> layer, Factor<T>* factors, double* inverses) {
+__global__ void __launch_bounds__(kThreads) counted_factors_kernel(const Counted<T> counted, i64 rows) {
   const i64 row = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x;
-  if (row >= layer.rows) return;
-  const Row measured = measure_row(layer.norm, layer.view.start[row + 1] - layer.view.start[row], NoValues{});
-  write_factor(layer, row, measured.inverse_d, factors, inverses);
+  if (row < rows) write_counted(counted, row);
 }
 
 template <class T, int kSize>
@@ -127,7 +111,7 @@ __global__ void __launch_bounds__(kThreads)
   if (row >= layer.rows) return;
   const SharedRow<T, kSize> values = shared_row<T, kSize>(layer, row);
   const Row measured = measure_row(layer.norm, values.count, values);
-  if (values.team.rank == 0) write_factor(layer, row, measured.inverse_d, factors, inverses);
+  if (values.team.rank == 0) write_factor(layer.excitability, row, measured.inverse_d, factors, inverses);
 }
 
 template <class T>
@@ -217,7 +201,8 @@ bool has_long_rows(const Layer<T>& layer) {
 template <class T>
 cudaError_t row_factors(const Layer<T>& layer, Factor<T>* factors, double* inverse_d, cudaStream_t stream) {
   if (layer.norm.b == 0) {
-    return launch_rows(counted_factors_kernel<T>, layer.rows, kThreads, stream, layer, factors, inverse_d);
+    const Counted<T> counted{layer.view.start, layer.excitability, layer.norm.a, factors, inverse_d};
+    return launch_rows(counted_factors_kernel<T>, layer.rows, kThreads, stream, counted, layer.rows);
   }
   if (has_long_rows(layer)) {
     return launch_rows(measured_factors_kernel<T, kThreads>, layer.rows, 1, stream, layer, factors, inverse_d);

@@ -1,6 +1,7 @@
-// Around the products: activations packed feature-major in whole 16-byte pieces, sums over the batch, values put in the
-// order of the row view.
+// Around the products: activations packed feature-major in whole 16-byte pieces, factors of the rows, sums over the
+// batch, values put in the order of the row view.
 #include "cuda/choose.h"
+#include "cuda/factors.cuh"
 #include "cuda/product.h"
 #include "cuda/types.cuh"
 
@@ -9,17 +10,11 @@ namespace {
 
 constexpr int kSide = 32, kThreads = 256;
 
-// Element types by their size: packing only moves bits.
-template <class E>
-__device__ __forceinline__ E load_element(const std::byte* at) {
-  return *reinterpret_cast<const E*>(at);
-}
-
 // A 32 x 32 tile at a time, read along whichever of samples and neurons lies adjacent and written along the samples.
-template <class E>
+template <class A>
 __device__ void pack(const Packing& p, u32 samples) {
-  E* tile = shared_memory<E>();
-  const u32 width = static_cast<u32>(p.pitch / sizeof(E));  // samples with their padding
+  A* tile = shared_memory<A>();
+  const u32 width = static_cast<u32>(p.pitch / sizeof(A));  // samples with their padding
   const u32 across = (width + kSide - 1) / kSide;
   const i64 tiles = static_cast<i64>((p.neurons + kSide - 1) / kSide) * across;
   const int fast = static_cast<int>(threadIdx.x) % kSide, slow = static_cast<int>(threadIdx.x) / kSide;
@@ -27,13 +22,13 @@ __device__ void pack(const Packing& p, u32 samples) {
   for (i64 t = blockIdx.x; t < tiles; t += gridDim.x) {
     const u32 sample = static_cast<u32>(t % across) * kSide;
     const i64 neuron = t / across * kSide;
-    E got[kSide * kSide / kThreads];
+    A got[kSide * kSide / kThreads];
 #pragma unroll
     for (int i = 0; i < kSide * kSide / kThreads; ++i) {
       const int other = slow + i * (kThreads / kSide);
       const u32 s = sample + (along_samples ? fast : other);
       const i64 n = neuron + (along_samples ? other : fast);
-      got[i] = s < samples && n < p.neurons ? load_element<E>(p.from + n * p.neuron + s * p.sample) : E{};
+      got[i] = s < samples && n < p.neurons ? *reinterpret_cast<const A*>(p.from + n * p.neuron + s * p.sample) : A{};
     }
     __syncthreads();
 #pragma unroll
@@ -48,33 +43,76 @@ __device__ void pack(const Packing& p, u32 samples) {
       const i64 n = neuron + other;
       const u32 s = sample + fast;
       if (n < p.neurons && s < width) {
-        *reinterpret_cast<E*>(p.to + n * p.pitch + static_cast<i64>(s) * sizeof(E)) = tile[other * (kSide + 1) + fast];
+        *reinterpret_cast<A*>(p.to + n * p.pitch + static_cast<i64>(s) * sizeof(A)) = tile[other * (kSide + 1) + fast];
       }
     }
   }
 }
 
-template <class E>
-__global__ void __launch_bounds__(kThreads) pack_kernel(const Packing first, const Packing second, u32 samples) {
-  if (blockIdx.y == 0) {
-    pack<E>(first, samples);
-  } else {
-    pack<E>(second, samples);
+// A strip of 32 neurons at a time, eight samples of them together.
+template <class A, class T>
+__device__ void add_samples(const Sums<T>& sums, u32 samples) {
+  T* parts = shared_memory<T>();
+  const int fast = static_cast<int>(threadIdx.x) % kSide, slow = static_cast<int>(threadIdx.x) / kSide;
+  for (i64 strip = blockIdx.x; strip * kSide < sums.neurons; strip += gridDim.x) {
+    const i64 n = strip * kSide + fast;
+    T sum = 0;
+    if (n < sums.neurons) {
+      const std::byte* from = sums.from + n * static_cast<i64>(sizeof(A));
+      for (u32 s = slow; s < samples; s += kThreads / kSide) {
+        sum += read_as<T>(*reinterpret_cast<const A*>(from + s * sums.sample));
+      }
+    }
+    __syncthreads();
+    parts[slow * kSide + fast] = sum;
+    __syncthreads();
+    if (slow == 0 && n < sums.neurons) {
+      for (int other = 1; other < kThreads / kSide; ++other) sum += parts[other * kSide + fast];
+      sums.to[n] = sum;
+    }
   }
 }
 
-template <class E>
-cudaError_t launch_pack_of(const Packing& first, const Packing& second, i64 samples, cudaStream_t stream) {
-  const Packing& one = first.from != nullptr ? first : second;
-  const bool both = first.from != nullptr && second.from != nullptr;
-  const auto tiles = [](const Packing& p) {
-    return divided_up(p.neurons, kSide) * divided_up(p.pitch / static_cast<i64>(sizeof(E)), kSide);
+enum Role { kPackFirst, kPackSecond, kCount, kAdd };
+
+template <class A, class T>
+__global__ void __launch_bounds__(kThreads) prepare_kernel(const Preparation<T> p, u32 roles) {
+  const u32 samples = static_cast<u32>(p.samples);
+  switch (roles >> 4 * blockIdx.y & 15) {  // of the blocks with this blockIdx.y
+    case kPackFirst: pack<A>(p.packings[0], samples); break;
+    case kPackSecond: pack<A>(p.packings[1], samples); break;
+    case kCount:
+      for (i64 row = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x; row < p.rows;
+           row += static_cast<i64>(gridDim.x) * kThreads) {
+        write_counted(p.counted, row);
+      }
+      break;
+    default: add_samples<A>(p.sums, samples);
+  }
+}
+
+template <class A, class T>
+cudaError_t launch_prepare_of(const Preparation<T>& p, cudaStream_t stream) {
+  u32 roles = 0, count = 0;
+  i64 blocks = 0;
+  const auto add = [&](Role role, i64 wanted) {
+    if (wanted == 0) return;
+    roles |= static_cast<u32>(role) << 4 * count++;
+    blocks = wanted > blocks ? wanted : blocks;
   };
-  const i64 most = both && tiles(second) > tiles(one) ? tiles(second) : tiles(one);
-  if (one.from == nullptr || most == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(most < kMaxGridX ? most : kMaxGridX), both ? 2 : 1);
-  return launch_kernel(pack_kernel<E>, grid, dim3(kThreads), kSide * (kSide + 1) * sizeof(E), stream, one, second,
-                       static_cast<u32>(samples));
+  const auto tiles = [](const Packing& packing) {
+    if (packing.from == nullptr) return i64{0};
+    return divided_up(packing.neurons, kSide) * divided_up(packing.pitch / static_cast<i64>(sizeof(A)), kSide);
+  };
+  add(kPackFirst, tiles(p.packings[0]));
+  add(kPackSecond, tiles(p.packings[1]));
+  if (p.counted.start != nullptr) add(kCount, divided_up(p.rows, kThreads));
+  if (p.sums.to != nullptr) add(kAdd, divided_up(p.sums.neurons, kSide));
+  if (count == 0) return cudaSuccess;
+  const std::size_t tile = kSide * (kSide + 1) * sizeof(A), parts = kThreads * sizeof(T);
+  return launch_kernel(prepare_kernel<A, T>,
+                       dim3(static_cast<unsigned>(blocks < kMaxGridX ? blocks : kMaxGridX), count), dim3(kThreads),
+                       tile > parts ? tile : parts, stream, p, roles);
 }
 
 // A block for every neuron, so that a few neurons with very many samples keep more than a few warps busy.
@@ -105,12 +143,9 @@ __global__ void __launch_bounds__(kThreads) permute_kernel(const T* from, const 
 
 }  // namespace
 
-cudaError_t launch_pack(const Packing& first, const Packing& second, i64 samples, int element, cudaStream_t stream) {
-  switch (element) {
-    case 2: return launch_pack_of<std::uint16_t>(first, second, samples, stream);
-    case 4: return launch_pack_of<std::uint32_t>(first, second, samples, stream);
-    default: return launch_pack_of<std::uint64_t>(first, second, samples, stream);
-  }
+template <class T>
+cudaError_t launch_prepare(const Preparation<T>& p, Type type, cudaStream_t stream) {
+  return with_type<T>(type, [&](auto a) { return launch_prepare_of<decltype(a)>(p, stream); });
 }
 
 template <class T>
@@ -131,6 +166,7 @@ cudaError_t launch_permute(const T* from, const i32* perm, i64 count, T* to, cud
 }
 
 #define DENDNORM_INSTANTIATE(T)                                                              \
+  template cudaError_t launch_prepare(const Preparation<T>&, Type, cudaStream_t);            \
   template cudaError_t launch_sums(const std::byte*, i64, i64, i64, Type, T*, cudaStream_t); \
   template cudaError_t launch_permute(const T*, const i32*, i64, T*, cudaStream_t);
 DENDNORM_INSTANTIATE(float)

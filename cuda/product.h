@@ -66,8 +66,30 @@ struct Packing {
   std::int64_t pitch = 0;
 };
 
-cudaError_t launch_pack(const Packing& first, const Packing& second, std::int64_t samples, int element,
-                        cudaStream_t stream);
+// Sums over the batch, straight from a batch-major matrix.
+template <class T>
+struct Sums {
+  const std::byte* from = nullptr;
+  std::int64_t sample = 0;  // bytes
+  std::int64_t neurons = 0;
+  T* to = nullptr;  // null: nothing to do
+};
+
+// All that the other kernels of a pass read, in one launch.
+template <class T>
+struct Preparation {
+  std::int64_t samples;
+  Packing packings[2];
+  Counted<T> counted;
+  std::int64_t rows;
+  Sums<T> sums;
+};
+
+// Up to this many samples a block can add them up on the way; more are left to launch_sums.
+constexpr std::int64_t kFewSamples = 1024;
+
+template <class T>
+cudaError_t launch_prepare(const Preparation<T>& preparation, Type type, cudaStream_t stream);
 
 // sums[n] = sum of the samples of neuron n, packed.
 template <class T>

@@ -114,7 +114,8 @@ template <class T>
 ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
   ColumnsPlan plan{};
   Pieces pieces{c.workspace};
-  const bool gradient = c.gradient != nullptr, sums = c.bias_gradient != nullptr, product = c.dx.data != nullptr;
+  const bool gradient = c.gradient != nullptr, product = c.dx.data != nullptr;
+  const bool sums = c.bias_gradient != nullptr && (c.dy.feature_major || c.samples > kFewSamples);
   const ProductShape shape{c.samples,
                            c.inputs,
                            c.outputs,
@@ -163,7 +164,8 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
     p.values = plan.values;
     p.view.perm = nullptr;
   }
-  DENDNORM_CUDA_TRY(launch_pack(plan.x.packing, {}, f.samples, plan.shape.element, stream));
+  DENDNORM_CUDA_TRY(
+      launch_prepare(Preparation<T>{f.samples, {plan.x.packing, {}}, f.counted, f.outputs, {}}, f.x.type, stream));
   return launch_product(p, plan.choice, f.x.type, stream);
 }
 
@@ -176,8 +178,11 @@ template <class T>
 cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stream) {
   const ColumnsPlan plan = plan_columns(c, device);
   const Strided dy = strided(c.dy), dx = strided(c.dx);
-  DENDNORM_CUDA_TRY(launch_pack(plan.dy.packing, plan.x.packing, c.samples, element_of(c.dy.type), stream));
-  if (c.bias_gradient != nullptr) {
+  Preparation<T> preparation{c.samples, {plan.dy.packing, plan.x.packing}, c.counted, c.outputs, {}};
+  const bool few = !c.dy.feature_major && c.samples <= kFewSamples;
+  if (few && c.bias_gradient != nullptr) preparation.sums = {dy.data, dy.sample, c.outputs, c.bias_gradient};
+  DENDNORM_CUDA_TRY(launch_prepare(preparation, c.dy.type, stream));
+  if (c.bias_gradient != nullptr && !few) {
     DENDNORM_CUDA_TRY(
         launch_sums(plan.dy.data, plan.dy.pitch, c.samples, c.outputs, c.dy.type, c.bias_gradient, stream));
   }

@@ -59,39 +59,48 @@ cuda::Layer<T> sized_layer(const Tensor& weight, const Tensor& excitability, con
   return layer;
 }
 
-// The factors of all rows, or 1 / D of all rows, and the memory that holds them.
+// The factors of all rows, or 1 / D of all rows, and the memory that holds them. Where b = 0 a pass works them out
+// itself (`counted`), unless they are needed before it.
 template <class T>
 struct RowFactors {
   Tensor factor_memory, inverse_memory;
   const cuda::Factor<T>* factors = nullptr;  // null where every factor is 1, or not wanted
   const double* inverse_d = nullptr;
+  cuda::Counted<T> counted;
 
-  RowFactors(const cuda::Layer<T>& layer, const Tensor& like, bool wants_factors, bool wants_inverse) {
-    cuda::Factor<T>* to = nullptr;
-    double* inverse_to = nullptr;
+  RowFactors(const cuda::Layer<T>& layer, const Tensor& like, bool wants_factors, bool wants_inverse, bool at_once) {
+    counted.excitability = layer.excitability;
+    counted.a = layer.norm.a;
     if (wants_factors && !(layer.norm.a == 0 && layer.norm.b == 0 && layer.excitability.data == nullptr)) {
       factor_memory = device_memory(layer.rows * sizeof(cuda::Factor<T>), like);
-      to = reinterpret_cast<cuda::Factor<T>*>(bytes_of(factor_memory));
+      counted.factors = reinterpret_cast<cuda::Factor<T>*>(bytes_of(factor_memory));
     }
     if (wants_inverse) {
       inverse_memory = at::empty({layer.rows}, like.options().dtype(at::kDouble));
-      inverse_to = inverse_memory.mutable_data_ptr<double>();
+      counted.inverse_d = inverse_memory.mutable_data_ptr<double>();
     }
-    if (to != nullptr || inverse_to != nullptr)
-      check_launch(cuda::row_factors(layer, to, inverse_to, current_stream()));
-    factors = to;
-    inverse_d = inverse_to;
+    factors = counted.factors;
+    inverse_d = counted.inverse_d;
+    if (factors == nullptr && inverse_d == nullptr) return;
+    if (layer.norm.b == 0 && !at_once) {
+      counted.start = layer.view.start;
+    } else {
+      check_launch(cuda::row_factors(layer, counted.factors, counted.inverse_d, current_stream()));
+    }
   }
 };
 
-// The effective weights as a dense (outputs, inputs) matrix; undefined where the sparse kernels do the products.
+// Whether products are left to the dense matrix product.
 template <class T>
-Tensor dense_weight(const cuda::Layer<T>& layer, const Tensor& weight, const Tensor& activations, std::int64_t inputs,
+bool prefers_dense(const cuda::Layer<T>& layer, const Tensor& weight, const Tensor& activations, std::int64_t inputs) {
+  return activations.scalar_type() == weight.scalar_type() && samples_of(activations) > 0 &&
+         cuda::prefers_dense(inputs, layer.rows, layer.connections, dense_threshold());
+}
+
+// The effective weights as a dense (outputs, inputs) matrix.
+template <class T>
+Tensor dense_weight(const cuda::Layer<T>& layer, const Tensor& weight, std::int64_t inputs,
                     const cuda::Factor<T>* factors) {
-  if (activations.scalar_type() != weight.scalar_type() || samples_of(activations) == 0 ||
-      !cuda::prefers_dense(inputs, layer.rows, layer.connections, dense_threshold())) {
-    return {};
-  }
   Tensor dense = at::empty({layer.rows, inputs}, weight.options());
   check_launch(cuda::dense_weight(layer, factors, inputs, dense.mutable_data_ptr<T>(), current_stream()));
   return dense;
@@ -125,14 +134,15 @@ struct Backend {
     if (output.numel() == 0) return;
     const Matrix x(input), y(output);
     const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
-    const RowFactors<T> factors(layer, weight, true, false);
-    const Tensor dense = dense_weight(layer, weight, input, input.size(-1), factors.factors);
-    if (dense.defined()) {
+    const bool dense = prefers_dense(layer, weight, input, input.size(-1));
+    const RowFactors<T> factors(layer, weight, true, false, dense);
+    if (dense) {
+      const Tensor w = dense_weight(layer, weight, input.size(-1), factors.factors).t();
       Tensor to = y.tensor;
       if (bias.defined()) {
-        at::addmm_out(to, bias, x.tensor, dense.t());
+        at::addmm_out(to, bias, x.tensor, w);
       } else {
-        at::mm_out(to, x.tensor, dense.t());
+        at::mm_out(to, x.tensor, w);
       }
       return;
     }
@@ -144,6 +154,7 @@ struct Backend {
     f.rows = rows_of<cuda::View>(pattern);
     f.values = layer.values;
     f.factors = factors.factors;
+    f.counted = factors.counted;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
     const cuda::Device on = device();
     const Tensor workspace = device_memory(cuda::forward_workspace(f, on), weight);
@@ -161,7 +172,8 @@ struct Backend {
     // One factor per row finishes a gradient inside the pass over the columns; a row sum needs another pass over rows.
     const bool rows_pass = wants_values && (norm.b != 0 || (wants_e && layer.excitability.per_row));
     const bool dots = wants_e && !rows_pass;
-    const RowFactors<T> factors(layer, weight, mask[0] || (mask[1] && !rows_pass), dots);
+    const bool dense = mask[0] && prefers_dense(layer, weight, input, input.size(-1));
+    const RowFactors<T> factors(layer, weight, mask[0] || (mask[1] && !rows_pass), dots, dense);
 
     const Matrix dy(grad_output), x(input);
     Matrix dx;
@@ -176,12 +188,12 @@ struct Backend {
     c.columns = columns_of<cuda::View>(pattern);
     c.values = layer.values;
     c.factors = factors.factors;
+    c.counted = factors.counted;
     if (mask[0]) {
       gradients.input = empty_activations(input, input.sym_size(-1));
       dx = Matrix(gradients.input);
-      const Tensor dense = dense_weight(layer, weight, input, c.inputs, factors.factors);
-      if (dense.defined()) {
-        at::mm_out(dx.tensor, dy.tensor, dense);
+      if (dense) {
+        at::mm_out(dx.tensor, dy.tensor, dense_weight(layer, weight, c.inputs, factors.factors));
       } else {
         c.dx = dx.activations;
       }
