@@ -8,7 +8,12 @@ PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 SOURCES := $(shell find csrc cuda -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test bench lint clean
+# The build with CUDA is checked wherever there is nvcc, in an environment of its own: a GPU is not needed for that.
+CUDA_VENV ?= .venv-cuda
+CUDA_TORCH ?= torch==2.11.0
+NVCC := $(firstword $(CUDACXX) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+
+.PHONY: demo test bench gpu-check lint clean
 .DELETE_ON_ERROR:
 
 # What pip cannot bring: the interpreter's venv module, a compiler, GoogleTest.
@@ -41,8 +46,22 @@ $(VENV)/.built: $(SOURCES) | $(VENV)/.tools
 demo: $(VENV)/.train $(VENV)/.built
 	$(VENV)/bin/dendnorm train --out demo $(if $(DATA),--root '$(DATA)',--epochs 30) $(ARGS)
 
+# About 5 GB, once. A failure is run_all's to report: the other tests run all the same.
+$(CUDA_VENV)/.ready:
+	test -x $(CUDA_VENV)/bin/python || $(PYTHON) -m venv $(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(CUDA_TORCH)' numpy pytest hypothesis \
+	  expecttest 'cmake>=3.22' ninja nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	$(CUDA_VENV)/bin/python -c "import sys, torch; \
+	  sys.exit(None if torch.version.cuda else f'PyTorch {torch.__version__} has no CUDA: set CUDA_TORCH= to one that has')"
+	touch $@
+
 test: $(VENV)/.test $(VENV)/.built
-	$(PY) tests/run_all.py
+	$(if $(NVCC),-$(MAKE) --no-print-directory $(CUDA_VENV)/.ready)
+	DENDNORM_NVCC='$(NVCC)' DENDNORM_CUDA_ENV='$(abspath $(CUDA_VENV))' $(PY) tests/run_all.py
+
+# Everything that needs a GPU, with what the current Python has: no environment, no network.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py $(ARGS)
 
 # SparseProp is a peer to measure against; the rest of the table stands without it.
 bench: $(VENV)/.train $(VENV)/.built
@@ -57,7 +76,7 @@ lint: $(VENV)/.tools
 	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc cuda tests/cpp benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc cuda tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
-	rm -rf build demo $(VENV) python/*.egg-info python/dendnorm/*.so
+	rm -rf build demo $(VENV) .venv-cuda python/*.egg-info python/dendnorm/*.so

@@ -1,4 +1,5 @@
-"""Every test of the project: C++ as built for use, C++ under sanitizers, Python. Ends with one line of totals.
+"""Every test of the project: C++ as built for use and under sanitizers, Python, and the CUDA build as far as it goes
+without a GPU. Ends with one line of totals.
 
 Each part runs even where another failed; the exit status is 0 only if nothing did.
 """
@@ -6,6 +7,7 @@ Each part runs even where another failed; the exit status is 0 only if nothing d
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -45,6 +47,40 @@ def counted(report: Path) -> tuple[int, int, int]:
     return passed, failed, skipped
 
 
+def build_and_test(title: str, source: Path, build: Path, options: list[str]) -> tuple[bool, Path]:
+    """Configure, build and run C++ tests of a build of their own."""
+    (build / "ctest.xml").unlink(missing_ok=True)
+    configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+    built = run(f"{title}: build", configure + options) and run("build", ["cmake", "--build", str(build)])
+    if not built:
+        return False, build / "ctest.xml"
+    return ctest(title, build)
+
+
+def cuda_build(report: Path) -> bool | None:
+    """Compile, link and import the CUDA build and read its machine code; None where there is no CUDA compiler."""
+    report.unlink(missing_ok=True)
+    nvcc = os.environ.get("DENDNORM_NVCC") or shutil.which("nvcc")
+    if not nvcc:
+        print("\n=== The CUDA build: skipped, for there is no nvcc on PATH", flush=True)
+        return None
+    environment = Path(os.environ.get("DENDNORM_CUDA_ENV", ROOT / ".venv-cuda"))
+    python = environment / "bin" / "python"
+    if not (environment / ".ready").exists():
+        print(
+            f"\n=== The CUDA build: failed, for {environment} could not be made (see the start of `make test`)",
+            flush=True,
+        )
+        return False
+    folder = BUILD / "cuda"
+    command = [str(python), "tests/build_package.py", str(folder), "-DDENDNORM_CUDA=ON"]
+    if not run("The CUDA build", command, CUDACXX=nvcc):
+        return False
+    paths = os.pathsep.join(map(str, (folder / "package", ROOT / "tests" / "python")))
+    pytest = [str(python), "-m", "pytest", "-q", "tests/cuda", f"--junitxml={report}"]
+    return run("The CUDA build, imported and read", pytest, PYTHONPATH=paths)
+
+
 def main() -> int:
     BUILD.mkdir(exist_ok=True)
     good, reports = [], []
@@ -53,17 +89,15 @@ def main() -> int:
     good.append(passed)
     reports.append(report)
 
-    sanitized = BUILD / "sanitize"
-    (sanitized / "ctest.xml").unlink(missing_ok=True)
-    configure = ["cmake", "-S", str(ROOT), "-B", str(sanitized), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-    configure += ["-DDENDNORM_TORCH=OFF", "-DDENDNORM_SANITIZE=ON", "-DDENDNORM_BUILD_TESTS=ON"]
-    built = run("C++ for AddressSanitizer and UndefinedBehaviorSanitizer", configure)
-    built = built and run("build", ["cmake", "--build", str(sanitized)])
-    good.append(built)
-    if built:
-        passed, report = ctest("C++ under the sanitizers", sanitized)
+    # Two builds: the memory of the processor's and of the device's kernels, and what runs unordered in the device's.
+    sanitizers = ["-DDENDNORM_TORCH=OFF", "-DDENDNORM_SANITIZE=ON", "-DDENDNORM_BUILD_TESTS=ON"]
+    for title, source, folder, options in (
+        ("C++ under AddressSanitizer and UndefinedBehaviorSanitizer", ROOT, "sanitize", sanitizers),
+        ("CUDA kernels under ThreadSanitizer", ROOT / "tests" / "cuda", "thread", ["-DDENDNORM_THREAD_SANITIZER=ON"]),
+    ):
+        passed, report = build_and_test(title, source, BUILD / folder, options)
         good.append(passed)
-    reports.append(sanitized / "ctest.xml")
+        reports.append(report)
 
     for name in ("python", "gpu"):
         report = BUILD / f"pytest-{name}.xml"
@@ -84,7 +118,17 @@ def main() -> int:
         good.append(run(f"the oracle with DENDNORM_CPU_CAPABILITY={capability}", command, **environment))
         reports.append(report)
 
+    report = BUILD / "pytest-cuda.xml"
+    compiled = cuda_build(report)
+    good.append(compiled is not False)
+    if compiled is not None:
+        reports.append(report)
+
     totals = [sum(column) for column in zip(*map(counted, reports), strict=True)]
+    totals[2] += compiled is None
+    machine_code = BUILD / "cuda" / "machine_code.txt"
+    if compiled is not None and machine_code.exists():
+        print(f"\nThe machine code of the CUDA kernels (cuda/README.md derives the limits)\n{machine_code.read_text()}")
     print(f"\n{totals[0]} passed, {totals[1]} failed, {totals[2]} skipped")
     return 0 if all(good) and totals[1] == 0 else 1
 

@@ -1,0 +1,60 @@
+"""The machine code of the kernels, against what the design asks for; leaves the table beside the build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import machine_code
+import pytest
+import torch
+
+import dendnorm
+
+LIBRARY = Path(dendnorm.__file__).parent / "libdendnorm.so"
+ARCHITECTURES = ("sm_80", "sm_90")
+
+
+@pytest.fixture(scope="session")
+def kernels() -> list[machine_code.Kernel]:
+    found = machine_code.read(LIBRARY)
+    folder = LIBRARY.parents[2]
+    (folder / "machine_code.txt").write_text(machine_code.table(found) + "\n", encoding="utf-8")
+    return found
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_there_is_code_for_every_architecture(kernels, architecture):
+    names = [kernel.name for kernel in kernels if kernel.architecture == architecture]
+    assert set(machine_code.LIMITS) <= set(names)
+    others = {kernel.name for kernel in kernels if kernel.architecture != architecture}
+    assert set(names) == others
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", machine_code.LIMITS)
+def test_hot_loops_keep_their_limits(kernels, name, architecture):
+    (kernel,) = [kernel for kernel in kernels if (kernel.name, kernel.architecture) == (name, architecture)]
+    assert kernel.loop is not None
+    assert not kernel.faults, f"{kernel.faults}: {kernel.loop}"
+
+
+def test_no_product_spills_and_no_hot_loop_has_a_second_writer(kernels):
+    products = [kernel for kernel in kernels if machine_code.is_product(kernel)]
+    assert len(products) >= 2 * (4 * 10 + 4 * 6)  # architectures, types, lanes of both products and of the gradient
+    faults = [f"{kernel.name}, {kernel.architecture}: {fault}" for kernel in products for fault in kernel.faults]
+    assert not faults
+
+
+def test_a_loop_is_read_right():
+    lines = [("", "MOV R1, R2"), (".L_x_1", "")]
+    lines += [("", text) for text in ("LDS.128 R4, [R1]", "LDG.E.128.CONSTANT R8, [R2.64]", "FFMA R1, R2, R3, R4")]
+    lines += [("", "FFMA R1, R2, R3, R4"), ("", "STL [R1], R2"), ("", "BRA `(.L_x_1)"), ("", "EXIT")]
+    (loop,) = machine_code.loops(lines)
+    assert (loop.instructions, loop.fma, loop.loads_ahead) == (6, 2, 2)
+    assert loop.loads == {"LDS.128": 1, "LDG.E.128": 1}
+    assert loop.forbidden == ["STL"]
+
+
+def test_the_library_is_that_of_this_torch():
+    assert torch.version.cuda
+    assert LIBRARY.exists()
