@@ -1,0 +1,83 @@
+// Which kernel runs when, as docs/cuda.md says.
+#include <gtest/gtest.h>
+
+#include <cstdint>
+
+#include "cuda/choose.h"
+
+namespace dendnorm::cuda {
+namespace {
+
+constexpr Device kLarge{132, 227 * 1024}, kSmall{28, 99 * 1024};
+
+ProductShape layer(std::int64_t inputs, std::int64_t outputs, std::int64_t samples, double density, int element = 4,
+                   bool packed = false) {
+  const auto connections = static_cast<std::int64_t>(density * static_cast<double>(inputs * outputs));
+  return {samples, outputs, inputs, connections, element, element == 8 ? 8 : 4, packed};
+}
+
+TEST(Choose, KeepsFewSamplesInSharedMemory) {
+  for (const std::int64_t samples : {1, 4, 10, 16}) {
+    EXPECT_TRUE(choose_product(layer(784, 1000, samples, 0.2), kLarge).slab) << samples;
+  }
+  EXPECT_FALSE(choose_product(layer(784, 1000, 10, 0.2, 4, true), kLarge).slab) << "what is packed is gathered";
+  EXPECT_FALSE(choose_product(layer(200000, 1000, 10, 0.001), kLarge).slab) << "no slab holds so many neurons";
+}
+
+TEST(Choose, FillsSlabsForLargeBatchesOnlyWhereReuseRepaysIt) {
+  EXPECT_FALSE(choose_product(layer(1000, 1000, 128, 0.04), kLarge).slab);
+  EXPECT_TRUE(choose_product(layer(1000, 1000, 1024, 0.04), kLarge).slab);
+  EXPECT_TRUE(choose_product(layer(1000, 1000, 1024, 0.04, 4, true), kLarge).slab);
+  EXPECT_FALSE(choose_product(layer(1000, 1000, 1024, 0.04), kSmall).slab) << "too little shared memory";
+  EXPECT_FALSE(choose_product(layer(4096, 4096, 1024, 0.04), kLarge).slab);
+}
+
+TEST(Choose, CoversTheSamplesWithTheFewestLanes) {
+  EXPECT_EQ(covering_lanes(1, 4, 32), 1);
+  EXPECT_EQ(covering_lanes(5, 4, 32), 2);
+  EXPECT_EQ(covering_lanes(32, 4, 32), 8);
+  EXPECT_EQ(covering_lanes(33, 2, 32), 8);
+  EXPECT_EQ(covering_lanes(1000, 8, 32), 32);
+}
+
+TEST(Choose, SharesRowsBetweenWarpsWhereThereAreFew) {
+  EXPECT_EQ(choose_product(layer(100000, 10, 128, 0.1), kLarge).split, kGatherWarps);
+  EXPECT_EQ(choose_product(layer(4096, 4096, 128, 0.01), kLarge).split, 1);
+}
+
+// Over many shapes: what is launched fits the device, and every row belongs to a block.
+TEST(Choose, FitsTheDevice) {
+  for (const Device& device : {kLarge, kSmall, Device{1, 48 * 1024}}) {
+    for (const std::int64_t inputs : {1, 7, 784, 1500, 1700, 4096, 100000}) {
+      for (const std::int64_t outputs : {1, 10, 1000, 65536}) {
+        for (const std::int64_t samples : {1, 16, 17, 64, 129, 5000}) {
+          for (const int element : {2, 4, 8}) {
+            const ProductShape shape = layer(inputs, outputs, samples, 0.1, element);
+            const ProductChoice choice = choose_product(shape, device);
+            EXPECT_LE(product_shared_bytes(choice.slab, choice.lanes, element, shape.value, inputs),
+                      device.shared_bytes);
+            EXPECT_GE(choice.rows_per_block, 1);
+            EXPECT_EQ(choice.lanes & (choice.lanes - 1), 0);
+            EXPECT_LE(choice.lanes, choice.slab ? kMaxSlabLanes : kMaxGatherLanes);
+            if (choice.slab) {
+              EXPECT_EQ(choice.rows_per_block % kSlabWarps, 0);
+            } else {
+              EXPECT_EQ(choice.rows_per_block * choice.split, kGatherWarps);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Choose, LeavesNothingToDenseProductsUnlessAsked) {
+  EXPECT_TRUE(prefers_dense(100, 50, 5000, 1.0));
+  EXPECT_FALSE(prefers_dense(100, 50, 4999, 1.0));
+  EXPECT_TRUE(prefers_dense(100, 50, 1000, 0.2));
+  EXPECT_FALSE(prefers_dense(100, 50, 5000, 2.0));
+  EXPECT_FALSE(prefers_dense(0, 50, 0, 1.0));
+}
+
+}  // namespace
+}  // namespace dendnorm::cuda
