@@ -10,10 +10,12 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.utils import parametrize, prune
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 
 from dendnorm import SET, SparseLinear
+from dendnorm.integrations.averages import follow
 
 
 def network() -> nn.Sequential:
@@ -354,3 +356,50 @@ def test_clipping():
     torch.testing.assert_close(nn.utils.clip_grad_norm_(model.parameters(), 1.0), norm)
     clipped = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
     torch.testing.assert_close(clipped, torch.tensor(1.0), rtol=1e-4, atol=0)
+
+
+def raw(layer: SparseLinear, values: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(layer.out_features, layer.in_features).index_put(layer.edges(), values)
+
+
+@pytest.mark.feature("EMA (swa_utils.AveragedModel) with averages.follow: averages move with their connections")
+def test_an_average_of_the_weights_follows_the_connections():
+    decay, model = 0.8, network()
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    rewiring = SET(model, optimizer, zeta=0.3)
+    averaged.update_parameters(model)
+    layer, mean = model[0], averaged.module[0]
+    dense = raw(layer, layer.weight.detach())  # the average by hand, position by position
+    for _ in range(5):
+        train_step(model, optimizer, torch.randn(5, 12))
+        averaged.update_parameters(model)
+        dense = decay * dense + (1 - decay) * raw(layer, layer.weight.detach())
+        report = rewiring.step()
+        follow(averaged, model, report)
+        now = raw(layer, layer.weight.detach())
+        dense[report[0].removed] = 0
+        dense[report[0].grown] = now[report[0].grown]
+        assert torch.equal(mean.row_indices, layer.row_indices) and torch.equal(mean.perm, layer.perm)
+        torch.testing.assert_close(raw(mean, mean.weight.detach()), dense, rtol=1e-5, atol=1e-6)
+    x = torch.randn(5, 12)
+    copied = network()
+    copied.load_state_dict(averaged.module.state_dict())
+    assert torch.equal(averaged(x), copied(x))
+
+
+def test_an_average_that_cannot_follow_is_refused_and_left_as_it_was():
+    model = network()
+    rewiring = SET(model, zeta=0.3)
+    buffers = AveragedModel(model, use_buffers=True)
+    late = copy.deepcopy(model)
+    report = rewiring.step()
+    with pytest.raises(ValueError, match="use_buffers=False"):
+        follow(buffers, model, report)
+    report = rewiring.step()
+    before = copy.deepcopy(late.state_dict())
+    with pytest.raises(ValueError, match="layer '0': averaged must have the connections"):
+        follow(late, model, report)
+    with pytest.raises(ValueError, match="averaged must hold a layer '0'"):
+        follow(nn.Linear(2, 2), model, report)
+    torch.testing.assert_close(late.state_dict(), before, rtol=0, atol=0)

@@ -67,7 +67,7 @@ def test_every_source_lies_in_a_room():
 
 
 # Those of dendnorm.integrations, which sees the package up to the summaries, and which nothing else sees.
-INTEGRATIONS = ["core", "fsdp", "_lightning", "lightning", "pytorch_lightning", "transformers"]
+INTEGRATIONS = ["core", "averages", "fsdp", "_lightning", "lightning", "pytorch_lightning", "transformers"]
 
 
 def imports(path: Path, level: int = 1) -> set[str]:
