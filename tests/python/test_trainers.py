@@ -116,14 +116,31 @@ def test_each_count_rewires_once_and_a_missed_one_is_made_up_for():
     again = ScheduledRewiring(every_n_epochs=1, zeta=0.5)
     again.load_state_dict(saved)
     assert again.state_dict() == saved
-    assert again.start(model, [optimizer], 0, 1) is None
+    assert again.start(model, [optimizer], 6, 1) is None
     late = ScheduledRewiring(every_n_epochs=1, zeta=0.5)
     late.load_state_dict(saved)
-    assert late.start(model, [optimizer], 0, 2)["rewiring/number"] == 2
+    assert late.start(model, [optimizer], 12, 2)["rewiring/number"] == 2
     for wrong in ({}, {"latest": 1}, {"latest": "1", "rewirer": None}, None):
         with pytest.raises((ValueError, TypeError), match="state_dict"):
             late.load_state_dict(wrong)
     assert late.state_dict()["latest"] == 2
+
+
+def test_a_second_training_counts_anew_and_draws_on():
+    model = network()
+    rewiring = ScheduledRewiring(every_n_steps=3, zeta=0.3, grow="gradient")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    numbers = []
+    for _ in range(2):
+        rewiring.start(model, [optimizer], 0, 0)
+        for step in range(1, 4):
+            optimizer.zero_grad()
+            model(data()[0]).square().mean().backward()
+            optimizer.step()
+            values = rewiring.done("step", step)
+        numbers.append(values["rewiring/number"])
+    assert numbers == [1, 2]
+    assert len(optimizer._optimizer_step_post_hooks) == 1  # the first rewirer's is gone
 
 
 def test_scalars_are_what_the_layers_show():
@@ -349,18 +366,21 @@ def test_lightning_counts_steps_of_the_optimizer_under_accumulation(package, tmp
 @pytest.mark.feature("Lightning (both names): resumed from a checkpoint, the same edges as an undisturbed run")
 @quiet
 @both_names
-@pytest.mark.parametrize("save", [5, STEPS], ids=["within an epoch", "between an epoch and its rewiring"])
+@pytest.mark.parametrize(
+    "save", [5, STEPS, None], ids=["within an epoch", "between an epoch and its rewiring", "after an epoch"]
+)
 @every_schedule
 def test_lightning_resumes(name, save, package, tmp_path):
     wanted, _ = by_hand(SCHEDULES[name])
     pl = pytest.importorskip("lightning.pytorch" if package == "lightning" else package)
-    keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=save, save_top_k=-1)
+    when = {"every_n_epochs": 1, "save_on_train_epoch_end": True} if save is None else {"every_n_train_steps": save}
+    keep = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, **when)
     _, module, trainer = lightning(package, tmp_path, SCHEDULES[name], callbacks=[keep], enable_checkpointing=True)
     trainer.fit(module)
     _, module, trainer = lightning(package, tmp_path, SCHEDULES[name])
     with torch.no_grad():
         module.net[0].reset_parameters(seed=99)
-    trainer.fit(module, ckpt_path=str(tmp_path / f"step={save}.ckpt"), weights_only=False)
+    trainer.fit(module, ckpt_path=str(tmp_path / f"step={save or STEPS}.ckpt"), weights_only=False)
     assert_same(module.net, wanted)
 
 

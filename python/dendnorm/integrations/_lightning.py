@@ -34,7 +34,9 @@ class Rewiring:
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._steps = trainer.global_step
-        self._log(trainer, self.rewiring.start(pl_module, trainer.optimizers, trainer.global_step, _epochs(trainer)))
+        # An epoch that a checkpoint found between its last batch and its end comes to its end after this.
+        done = trainer.global_step, trainer.current_epoch
+        self._log(trainer, self.rewiring.start(pl_module, trainer.optimizers, *done))
 
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         # Batches that are only accumulated end without a step.
@@ -55,11 +57,3 @@ class Rewiring:
         if values is not None:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
-
-
-def _epochs(trainer: Any) -> int:
-    """The epochs that are done: of one that a checkpoint found between its last batch and its end, it is done, too."""
-    batches = trainer.num_training_batches
-    in_epoch = trainer.fit_loop.epoch_loop.batch_progress.current.completed
-    finished = isinstance(batches, int) and in_epoch >= batches > 0
-    return trainer.current_epoch + int(finished)

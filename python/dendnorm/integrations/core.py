@@ -111,13 +111,18 @@ class ScheduledRewiring:
             As ``done``: a checkpoint may have been written between the end of a step or an epoch and its rewiring.
         """
         optimizer = optimizers[0] if len(optimizers) == 1 else _Optimizers(optimizers)
-        kept = None if self.rewirer is None else self.rewirer.state_dict()
+        kept = None
+        if self.rewirer is not None:  # a second training of the same trainer
+            kept = self.rewirer.state_dict()
+            self.rewirer.remove()
         self.rewirer = self.make(model, optimizer, **self.options)
         if kept is not None:
             self.rewirer.load_state_dict(kept)
         if self._saved is not None:
             saved, self._saved = self._saved, None
             self.load_state_dict(saved)
+        if step == 0:
+            self._latest = 0  # a training of its own: its steps and epochs are counted anew
         count = epoch if self.unit == "epoch" else step
         values = self.done(self.unit, count) if count else None
         self._observe(count)
