@@ -1,7 +1,11 @@
-"""Shared settings: this folder on the path (for oracle.py), one hypothesis profile, and the thread count kept."""
+"""Shared settings: this folder on the path (for oracle.py), one hypothesis profile, and the thread count kept.
+
+DENDNORM_TEST_DEVICE=cuda runs the tests on that device: tensors are made there, and read from there where numpy asks.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +25,15 @@ try:
     settings.load_profile("dendnorm")
 except ImportError:
     pass
+
+
+DEVICE = os.environ.get("DENDNORM_TEST_DEVICE", "cpu")
+
+if DEVICE != "cpu":
+    _from_numpy, _numpy = torch.from_numpy, torch.Tensor.numpy
+    torch.from_numpy = lambda array: _from_numpy(array).to(DEVICE)
+    torch.Tensor.numpy = lambda tensor, **options: _numpy(tensor.cpu(), **options)
+    torch.set_default_device(DEVICE)
 
 
 @pytest.fixture(autouse=True)
