@@ -22,57 +22,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import info
+from . import bench_cuda, info
 from ._extras import require
 from ._report import markdown_table, write_text
+from .bench_contenders import CONTENDERS, OURS, Shape, Unavailable
 from .layers import SparseLinear
 from .rewiring import SET
+from .training import choose_device
 
 __all__ = ["CONTENDERS", "SHAPES", "Roofline", "Shape", "measure", "run", "table"]
 
-DENSE_LIMIT = 2**28  # entries of a weight matrix above which the dense contenders are left out
 TURN_SECONDS = 0.02  # how long one contender runs before the next has its turn
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer and its batch.
-
-    Raises:
-        ValueError: names the field, what was expected and what came.
-    """
-
-    inputs: int
-    outputs: int
-    batch: int
-    density: float
-
-    def __post_init__(self) -> None:
-        for name in ("inputs", "outputs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shape: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"shape: density must be in (0, 1], got {self.density}")
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """From "IN,OUT,BATCH,DENSITY"."""
-        parts = text.split(",")
-        try:
-            if len(parts) != 4:
-                raise ValueError
-            return cls(int(parts[0]), int(parts[1]), int(parts[2]), float(parts[3]))
-        except ValueError as error:
-            if str(error).startswith("shape:"):
-                raise
-            raise ValueError(f'shape must be "IN,OUT,BATCH,DENSITY" as in "784,1000,128,0.04", got {text!r}') from None
-
-    def __str__(self) -> str:
-        return f"{self.inputs} -> {self.outputs}, batch {self.batch}, {self.density:.2%}"
-
-    @property
-    def nnz(self) -> int:
-        return round(self.density * self.inputs * self.outputs)
 
 
 SHAPES = tuple(
@@ -93,131 +53,9 @@ SHAPES = tuple(
 )
 
 
-# ---- The contenders: each makes a module with the edges and values of `layer` ----
-
-
-class Unavailable(Exception):
-    """Why a contender does not run this shape."""
-
-
-class MaskedLinear(nn.Module):
-    """What sparsity is simulated with elsewhere: the weight times a mask of zeros and ones, then a dense product."""
-
-    def __init__(self, dense: nn.Linear, mask: torch.Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = dense.weight, dense.bias
-        self.register_buffer("mask", mask)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.linear(x, self.weight * self.mask, self.bias)
-
-
-class _CsrProduct(torch.autograd.Function):
-    """x W^T with torch's own sparse products; the gradient of the values is sampled where the connections are."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, layer: CsrLinear) -> torch.Tensor:
-        ctx.save_for_backward(x, values)
-        ctx.layer = layer
-        return (layer.matrix(values) @ x.t()).t()
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        x, values = ctx.saved_tensors
-        layer = ctx.layer
-        dx = (layer.transposed(values) @ dy.t()).t()
-        sampled = torch.sparse.sampled_addmm(layer.matrix(values), dy.t(), x, beta=0.0)
-        return dx, sampled.values(), None
-
-
-class CsrLinear(nn.Module):
-    """A layer on torch.sparse's CSR tensors: addmm forward and for dX, sampled_addmm for the values."""
-
-    def __init__(self, layer: SparseLinear) -> None:
-        super().__init__()
-        weight = layer.to_sparse_csr()
-        self.shape = tuple(weight.shape)
-        self.values = nn.Parameter(weight.values().clone())
-        self.bias = nn.Parameter(layer.bias.detach().clone())
-        # int64: what sampled_addmm takes on a CPU.
-        self.register_buffer("crow", weight.crow_indices().long())
-        self.register_buffer("col", weight.col_indices().long())
-        self.register_buffer("ccol", layer.ccol_indices.long())
-        self.register_buffer("row", layer.row_indices.long())
-        self.register_buffer("order", torch.argsort(layer.perm.long()))  # column order from row order
-
-    def matrix(self, values: torch.Tensor) -> torch.Tensor:
-        return torch.sparse_csr_tensor(self.crow, self.col, values.detach(), self.shape, check_invariants=False)
-
-    def transposed(self, values: torch.Tensor) -> torch.Tensor:
-        ordered = values.detach()[self.order]
-        return torch.sparse_csr_tensor(self.ccol, self.row, ordered, self.shape[::-1], check_invariants=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _CsrProduct.apply(x, self.values, self) + self.bias
-
-
-def _check_dense(layer: SparseLinear) -> None:
-    entries = layer.in_features * layer.out_features
-    if entries > DENSE_LIMIT:
-        raise Unavailable(f"needs {entries * layer.weight.element_size() / 2**30:.1f} GiB for the weight alone")
-
-
-def _dense(layer: SparseLinear) -> nn.Module:
-    _check_dense(layer)
-    return layer.to_dense()
-
-
-def _masked(layer: SparseLinear) -> nn.Module:
-    _check_dense(layer)
-    row, col = layer.edges()
-    mask = layer.weight.new_zeros(layer.out_features, layer.in_features).detach()
-    mask[row.long(), col.long()] = 1
-    return MaskedLinear(layer.to_dense(), mask)
-
-
-def _sparseprop(layer: SparseLinear) -> nn.Module:
-    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
-        raise Unavailable("float32 on the CPU only")
-    try:
-        from sparseprop.modules import SparseLinear as SparseProp
-    except ImportError:
-        raise Unavailable("not installed (pip install --no-build-isolation --no-deps sparseprop)") from None
-    weight = layer.to_sparse_csr()
-    # From a dense stand-in of one entry: its own constructor would need the whole dense matrix.
-    module = SparseProp(torch.ones(1, 1), nn.Parameter(layer.bias.detach().clone()))
-    module.N, module.M = layer.out_features, layer.in_features
-    module.W_val = nn.Parameter(weight.values().clone())
-    module.W_idx = tuple(
-        indices.to(old.dtype)
-        for indices, old in zip((weight.crow_indices(), weight.col_indices()), module.W_idx, strict=True)
-    )
-    return module
-
-
-def _ours(layer: SparseLinear) -> nn.Module:
-    return layer
-
-
-def _ours_l0(layer: SparseLinear) -> nn.Module:
-    weight = layer.to_sparse_csr()
-    return SparseLinear.from_csr(
-        weight.crow_indices(), weight.col_indices(), weight.values(), shape=weight.shape, bias=layer.bias, norm="l0"
-    )
-
-
-CONTENDERS: dict[str, Callable[[SparseLinear], nn.Module]] = {
-    "dense": _dense,
-    "masked": _masked,
-    "torch.sparse": CsrLinear,
-    "SparseProp": _sparseprop,
-    "dendnorm": _ours,
-    "dendnorm, l0": _ours_l0,
-}
-OURS = "dendnorm"
-
-
 # ---- Measuring ----
+
+Step = Callable[[], None]
 
 
 def _step(module: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> None:
@@ -242,8 +80,11 @@ def measure(
     rounds: int = 15,
     dtype: torch.dtype = torch.float32,
     threads: int | None = None,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Time one training step (forward, dX, dV, dbias) of every contender on one shape, in turns.
+
+    On a GPU, dense products are taken with and without TF32, and every contender also as a CUDA graph.
 
     Args:
         shape: the layer and batch.
@@ -251,6 +92,7 @@ def measure(
         rounds: how many turns everyone has.
         dtype: of weights and activations.
         threads: CPU threads; None keeps torch's.
+        device: where the layer and its peers are.
 
     Returns:
         shape, nnz, "contenders" by name: median_ms, quartiles_ms, minimum_ms, gflops, or "unavailable" with the
@@ -260,49 +102,36 @@ def measure(
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        return _measure(shape, contenders, rounds, dtype)
+        return _measure(shape, contenders, rounds, dtype, torch.device(device))
     finally:
         torch.set_num_threads(before)
 
 
-def _measure(shape: Shape, contenders: Sequence[str], rounds: int, dtype: torch.dtype) -> dict[str, Any]:
+def _step_of(module: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> Step:
+    return lambda: _step(module, x, dy)
+
+
+def _measure(
+    shape: Shape, contenders: Sequence[str], rounds: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    layer = SparseLinear(shape.inputs, shape.outputs, nnz=max(1, shape.nnz), norm=None, seed=0, dtype=dtype)
-    x = torch.randn(shape.batch, shape.inputs, generator=generator).to(dtype).requires_grad_()
-    dy = torch.randn(shape.batch, shape.outputs, generator=generator).to(dtype)
-    modules: dict[str, nn.Module] = {}
+    nnz = max(1, shape.nnz)
+    layer = SparseLinear(shape.inputs, shape.outputs, nnz=nnz, norm=None, seed=0, dtype=dtype, device=device)
+    x = torch.randn(shape.batch, shape.inputs, generator=generator).to(device, dtype).requires_grad_()
+    dy = torch.randn(shape.batch, shape.outputs, generator=generator).to(device, dtype)
+    steps: dict[str, Step] = {}
     entries: dict[str, dict[str, Any]] = {}
     for name in contenders:
         try:
             module = CONTENDERS[name](layer)
             _same(name, module, layer, x)
-            modules[name] = module
+            steps[name] = _step_of(module, x, dy)
         except Unavailable as error:
             entries[name] = {"unavailable": str(error)}
-    counts = {}
-    for name, module in modules.items():
-        for _ in range(3):  # warm up, and see how long one step takes
-            start = time.perf_counter()
-            _step(module, x, dy)
-            seconds = time.perf_counter() - start
-        counts[name] = max(1, min(1000, int(TURN_SECONDS / seconds)))
-    times: dict[str, list[float]] = {name: [] for name in modules}
-    names = list(modules)
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for turn in range(rounds):
-            first = turn % max(1, len(names))  # perhaps nobody runs this shape
-            for name in names[first:] + names[:first]:
-                module, count = modules[name], counts[name]
-                _step(module, x, dy)  # brings its data back into the caches
-                start = time.perf_counter()
-                for _ in range(count):
-                    _step(module, x, dy)
-                times[name].append((time.perf_counter() - start) / count * 1e3)
-    finally:
-        if collecting:
-            gc.enable()
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        bench_cuda.add_variants(steps, entries)
+    times = _take_turns(steps, rounds, bench_cuda.elapsed_ms if on_gpu else _elapsed_ms)
     flop = 6 * layer.nnz * shape.batch  # what the connections need; the dense ones do more for the same result
     for name, values in times.items():
         entries[name] = {
@@ -317,15 +146,49 @@ def _measure(shape: Shape, contenders: Sequence[str], rounds: int, dtype: torch.
             if name != OURS:
                 ratios = [theirs / ours for theirs, ours in zip(values, times[OURS], strict=True)]
                 speedup[name] = {"median": statistics.median(ratios), "quartiles": _quartiles(ratios)}
+    order = bench_cuda.in_order(contenders, entries) if on_gpu else contenders
     return {
         "shape": {"in": shape.inputs, "out": shape.outputs, "batch": shape.batch, "density": shape.density},
         "nnz": layer.nnz,
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
-        "contenders": {name: entries[name] for name in contenders},
+        "device": device.type,
+        "contenders": {name: entries[name] for name in order},
         "speedup": speedup,
         "bytes": memory(layer),
     }
+
+
+def _elapsed_ms(step: Step, count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return (time.perf_counter() - start) * 1e3
+
+
+def _take_turns(
+    steps: dict[str, Step], rounds: int, elapsed_ms: Callable[[Step, int], float]
+) -> dict[str, list[float]]:
+    """Milliseconds of one step, by name, turn by turn."""
+    counts = {}
+    for name, step in steps.items():
+        for _ in range(3):  # warm up, and see how long one step takes
+            once = elapsed_ms(step, 1)
+        counts[name] = max(1, min(1000, int(1e3 * TURN_SECONDS / once)))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    names = list(steps)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            first = turn % max(1, len(names))  # perhaps nobody runs this shape
+            for name in names[first:] + names[:first]:
+                steps[name]()  # brings its data back into the caches
+                times[name].append(elapsed_ms(steps[name], counts[name]) / counts[name])
+    finally:
+        if collecting:
+            gc.enable()
+    return times
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:
@@ -348,27 +211,30 @@ def memory(layer: SparseLinear) -> dict[str, float]:
     }
 
 
-def measure_rewiring(shape: Shape, rounds: int = 5, zeta: float = 0.15) -> dict[str, float]:
+def measure_rewiring(
+    shape: Shape, rounds: int = 5, zeta: float = 0.15, device: str | torch.device = "cpu"
+) -> dict[str, float]:
     """A rewiring of `zeta` of a layer with Adam's state, in training steps of that layer (with Adam's update)."""
-    layer = SparseLinear(shape.inputs, shape.outputs, nnz=max(1, shape.nnz), seed=0)
+    layer = SparseLinear(shape.inputs, shape.outputs, nnz=max(1, shape.nnz), seed=0, device=device)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-4)
     rewire = SET(layer, optimizer, zeta=zeta)
-    x = torch.randn(shape.batch, shape.inputs, requires_grad=True)
-    dy = torch.randn(shape.batch, shape.outputs)
+    x = torch.randn(shape.batch, shape.inputs, device=device, requires_grad=True)
+    dy = torch.randn(shape.batch, shape.outputs, device=device)
+    elapsed_ms = bench_cuda.elapsed_ms if torch.device(device).type == "cuda" else _elapsed_ms
+
+    def train() -> None:
+        layer(x).backward(dy)
+        optimizer.step()
+        optimizer.zero_grad()
+
     steps, rewirings = [], []
     for turn in range(rounds + 1):
-        for _ in range(5):
-            start = time.perf_counter()
-            layer(x).backward(dy)
-            optimizer.step()
-            optimizer.zero_grad()
-            steps.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        rewire.step()
+        steps += [elapsed_ms(train, 1) for _ in range(5)]
+        rewiring = elapsed_ms(lambda: rewire.step(), 1)
         if turn > 0:
-            rewirings.append(time.perf_counter() - start)
+            rewirings.append(rewiring)
     step, rewiring = statistics.median(steps), statistics.median(rewirings)
-    return {"nnz": layer.nnz, "step_ms": 1e3 * step, "rewiring_ms": 1e3 * rewiring, "steps": rewiring / step}
+    return {"nnz": layer.nnz, "step_ms": step, "rewiring_ms": rewiring, "steps": rewiring / step}
 
 
 # ---- The floor ----
@@ -452,7 +318,7 @@ DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 
 
 def run(
-    shapes: Sequence[Shape] = SHAPES,
+    shapes: Sequence[Shape] | None = None,
     out: str | Path = "dendnorm-bench",
     *,
     contenders: Sequence[str] = tuple(CONTENDERS),
@@ -460,17 +326,19 @@ def run(
     rounds: int = 15,
     dtype: torch.dtype = torch.float32,
     roofline: Roofline | None = None,
+    device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure and write bench.json, bench.md and, with sweeps, bench.png into `out`.
 
     Args:
-        shapes: what the table holds.
+        shapes: what the table holds; None: those of ``SHAPES`` and, on a GPU, a large layer at several densities.
         contenders: names out of ``CONTENDERS``.
         sweeps: time against density (with the crossover to dense), connections, batch and threads as well.
         rounds: turns for every shape.
         dtype: float32 or float64.
         roofline: this machine's measured floor; None leaves that column out.
+        device: "cpu" or "cuda".
         progress: say on standard error what is being measured.
 
     Raises:
@@ -479,6 +347,10 @@ def run(
     for name in contenders:
         if name not in CONTENDERS:
             raise ValueError(f"contender must be one of {', '.join(CONTENDERS)}, got {name!r}")
+    device = choose_device(str(device))
+    on_gpu = device.type == "cuda"
+    if shapes is None:
+        shapes = SHAPES + bench_cuda.SHAPES if on_gpu else SHAPES
     if not shapes:
         raise ValueError("shapes must hold at least one shape, got none")
     if rounds < 1:
@@ -495,17 +367,23 @@ def run(
     def add(into: list[dict[str, Any]], shape: Shape, names: Sequence[str], turns: int,
             threads: int | None = None) -> dict[str, Any]:  # fmt: skip
         tick(str(shape) if threads is None else f"{shape}, {threads} threads")
-        into.append(measure(shape, names, turns, dtype, threads))
+        into.append(measure(shape, names, turns, dtype, threads, device))
         return into[-1]
 
-    results: dict[str, Any] = {"machine": machine() | {"threads": torch.get_num_threads()}, "interrupted": False}
+    facts = machine() | {"threads": torch.get_num_threads()}
+    if on_gpu:
+        facts["device"] = torch.cuda.get_device_name(device)
+    results: dict[str, Any] = {"machine": facts, "interrupted": False}
     results["shapes"] = []
     try:
         for shape in shapes:
             entry = add(results["shapes"], shape, contenders, rounds)
-            if roofline is not None:
+            if roofline is not None and not on_gpu:
                 forward, backward = roofline.floor_ms(shape)
                 entry["floor_ms"] = {"forward": forward, "backward": backward}
+            share = bench_cuda.share_of_bound(entry, shape, device)
+            if share is not None:
+                entry["share_of_bound"] = share
         if sweeps:
             few = max(3, rounds // 3)
             base, large = shapes[0], Shape(4096, 4096, 128, 0.01)
@@ -525,13 +403,13 @@ def run(
             sweep["threads"] = []
             most = torch.get_num_threads()
             for threads in sorted({1, 2, 4, 8, 16, 32, most}):
-                if threads <= most:
+                if threads <= most and not on_gpu:
                     add(sweep["threads"], large, sparse, few, threads)
             sweep["rewiring"] = []
             for nnz in (10_000, 100_000, 1_000_000, 10_000_000):
                 side = round(math.sqrt(nnz * 25))
                 tick(f"rewiring {nnz:,} connections")
-                sweep["rewiring"].append(measure_rewiring(Shape(side, side, 128, 0.04)))
+                sweep["rewiring"].append(measure_rewiring(Shape(side, side, 128, 0.04), device=device))
     except KeyboardInterrupt:
         results["interrupted"] = True
     write_text(out / "bench.json", json.dumps(results, indent=1))
@@ -576,6 +454,7 @@ def _reached(entries: list[dict[str, Any]]) -> list[str]:
     """Ratios to the peers, and what we reach."""
     peers = [name for name in entries[0]["contenders"] if name != OURS]
     floor = any("floor_ms" in entry for entry in entries)
+    bound = any("share_of_bound" in entry for entry in entries)
     head = ["layer", *peers, "GFLOP/s", "bytes per connection", "memory against dense"]
     rows = []
     for entry in entries:
@@ -588,9 +467,13 @@ def _reached(entries: list[dict[str, Any]]) -> list[str]:
             # An interruption may come between a time and its floor.
             share = sum(entry["floor_ms"].values()) / ours["median_ms"] if "floor_ms" in entry else math.nan
             row.append(f"{share:.0%}")
+        if bound:
+            reached = entry.get("share_of_bound", {})
+            row.append(", as a graph ".join(f"{reached[key]:.0%}" for key in reached if key != "bound_ms"))
         rows.append(row)
     lines = ["", f"How many times faster {OURS} is (median of the turns), and what it reaches.", ""]
-    return lines + markdown_table([*head, "share of the floor"] if floor else head, rows)
+    head += ["share of the floor"] * floor + ["share of the bound"] * bound
+    return lines + markdown_table(head, rows)
 
 
 def _against(title: str, sweep: list[dict[str, Any]]) -> list[str]:

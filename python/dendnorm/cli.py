@@ -175,6 +175,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--rounds", type=int, default=15, help="turns for every shape")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="of weights and activations")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--no-sweeps", action="store_true", help="the table of shapes alone")
     parser.add_argument("--roofline", metavar="FILE", help="output of benchmarks/roofline, for the share of the floor")
     _add_run_options(parser, out="dendnorm-bench", quiet="do not say what is being measured")
@@ -188,13 +189,14 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     _set_threads(arguments.threads)
     results = bench.run(
-        [bench.Shape.parse(text) for text in arguments.shapes] if "shapes" in arguments else bench.SHAPES,
+        [bench.Shape.parse(text) for text in arguments.shapes] if "shapes" in arguments else None,
         arguments.out,
         contenders=getattr(arguments, "contenders", tuple(bench.CONTENDERS)),
         sweeps=not arguments.no_sweeps,
         rounds=arguments.rounds,
         dtype=getattr(torch, arguments.dtype),
         roofline=bench.Roofline.read(arguments.roofline) if arguments.roofline else None,
+        device=arguments.device,
         progress=not arguments.quiet,
     )
     print(bench.table(results))

@@ -47,9 +47,13 @@ def test_no_product_spills_and_no_hot_loop_has_a_second_writer(kernels):
 
 def test_a_loop_is_read_right():
     lines = [("", "MOV R1, R2"), (".L_x_1", "")]
+    # A rarer way through the loop, and then the hot block.
+    lines += [("", text) for text in ("IADD3 R1, R2, R3", "LDG.E R4, [R1]", "FFMA R1, R2, R3, R4", "BRA `(.L_x_2)")]
+    lines.append((".L_x_2", ""))
     lines += [("", text) for text in ("LDS.128 R4, [R1]", "LDG.E.128.CONSTANT R8, [R2.64]", "FFMA R1, R2, R3, R4")]
     lines += [("", "FFMA R1, R2, R3, R4"), ("", "STL [R1], R2"), ("", "BRA `(.L_x_1)"), ("", "EXIT")]
     (loop,) = machine_code.loops(lines)
+    assert (loop.whole, loop.whole_fma) == (10, 3)
     assert (loop.instructions, loop.fma, loop.loads_ahead) == (6, 2, 2)
     assert loop.loads == {"LDS.128": 1, "LDG.E.128": 1}
     assert loop.forbidden == ["STL"]
