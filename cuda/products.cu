@@ -30,11 +30,12 @@ Strided strided(const Activations& a) {
   return {static_cast<std::byte*>(a.data), a.feature_major ? stride : element, a.feature_major ? element : stride};
 }
 
-// Whether the gathering kernels can read activations where they are: whole aligned 16-byte pieces of samples.
+// Whether the gathering kernels can read activations where they are: whole aligned 16-byte pieces of samples, and a
+// pitch that they hold in 32 bits.
 bool is_packed(const Activations& a, std::int64_t samples) {
   const std::int64_t element = element_of(a.type);
   return a.feature_major && samples * element % 16 == 0 && a.stride * element % 16 == 0 && a.stride >= samples &&
-         reinterpret_cast<std::uintptr_t>(a.data) % 16 == 0;
+         a.stride * element <= 0xffffffff && reinterpret_cast<std::uintptr_t>(a.data) % 16 == 0;
 }
 
 std::int64_t pitch_of(std::int64_t samples, int element) { return divided_up(samples * element, 16) * 16; }
