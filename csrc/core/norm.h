@@ -22,12 +22,20 @@ struct Norm {
   double p = 2;
 };
 
-// x^y for x >= 0, without the cost of pow for the exponents that everybody uses.
+// x^y for x >= 0, without the cost of pow for the exponents that everybody uses, and with the same bits on every device:
+// products are rounded in one way, and what pow rounds to is each library's own choice.
 DENDNORM_HD inline double power(double x, double y) {
-  if (y == 0) return 1;
   if (y == 1) return x;
   if (y == 2) return x * x;
   if (y == -1) return 1 / x;
+  constexpr int kMostProducts = 16;
+  if (y >= 0 && y <= kMostProducts && y == static_cast<int>(y)) {
+    double result = 1;
+    for (int rest = static_cast<int>(y); rest > 0; rest >>= 1, x *= x) {
+      if ((rest & 1) != 0) result *= x;
+    }
+    return result;
+  }
   if (y == 0.5) return std::sqrt(x);
   return std::pow(x, y);
 }

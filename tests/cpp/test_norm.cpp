@@ -55,6 +55,18 @@ void expect_close(double got, long double want, double tolerance) {
   EXPECT_NEAR(got, static_cast<double>(want), tolerance * std::fabs(static_cast<double>(want)));
 }
 
+TEST(Power, IsPowForWholeExponentsAndOthers) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const double y : {0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 7.0, 16.0, 17.0, 2.5, 0.5, 1.0 / 3, -1.0, -2.0}) {
+    for (const double x : {1e-15, 0.3, 1.0, 1.7, 1e15}) {
+      EXPECT_NEAR(power(x, y) / std::pow(x, y), 1.0, 1e-14) << x << "^" << y;
+    }
+    EXPECT_EQ(power(0.0, y), std::pow(0.0, y)) << y;
+    EXPECT_EQ(power(infinity, y), std::pow(infinity, y)) << y;
+    EXPECT_EQ(std::isnan(power(std::nan(""), y)), y != 0) << y;
+  }
+}
+
 TEST(Length, IsThePNorm) {
   std::mt19937 random(1);
   for (const double p : {1.0, 1.5, 2.0, 3.0, 3.7, 5.0, 12.0}) {
