@@ -22,8 +22,8 @@ struct Norm {
   double p = 2;
 };
 
-// x^y for x >= 0, without the cost of pow for the exponents that everybody uses, and with the same bits on every device:
-// products are rounded in one way, and what pow rounds to is each library's own choice.
+// x^y for x >= 0, without the cost of pow for the exponents that everybody uses, and with the same bits on every
+// device: products are rounded in one way, and what pow rounds to is each library's own choice.
 DENDNORM_HD inline double power(double x, double y) {
   if (y == 1) return x;
   if (y == 2) return x * x;

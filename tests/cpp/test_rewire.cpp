@@ -121,7 +121,8 @@ TEST(EmptyKeys, AreThoseOfASearchForEach) {
       numbers.push_back(static_cast<std::int64_t>(i));
       want.push_back(empty[i]);
     }
-    dendnorm::empty_keys(numbers.data(), static_cast<std::int64_t>(numbers.size()), c.ccol.data(), c.row.data(), c.rows);
+    dendnorm::empty_keys(numbers.data(), static_cast<std::int64_t>(numbers.size()), c.ccol.data(), c.row.data(),
+                         c.rows);
     ASSERT_EQ(numbers, want);
   }
 }

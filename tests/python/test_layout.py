@@ -27,7 +27,8 @@ ROOMS = {
 LAYERS = ["_version", "_ops", "_batching", "_flops", "_extras", "_report", "norms", "functional", "layers",
           "allocation", "convert", "schedules", "observing", "similarity", "drop", "grow", "reports", "moving",
           "rewiring", "resizing", "container", "checkpoint", "summaries", "activations", "analysis", "data", "info",
-          "plots", "training", "trials", "paper_plots", "paper", "bench_contenders", "bench_cuda", "bench", "cli", "__main__"]  # fmt: skip
+          "plots", "training", "trials", "paper_plots", "paper", "bench_contenders", "bench_cuda", "bench",
+          "cli", "__main__"]  # fmt: skip
 
 
 def sources(folder: str) -> list[Path]:
