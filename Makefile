@@ -6,6 +6,7 @@ TORCH ?= torch>=2.11,<2.14
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+MKDOCS := 'mkdocs<2' mkdocs-material 'mkdocstrings[python]'
 SOURCES := $(shell find csrc cuda -type f) CMakeLists.txt setup.py pyproject.toml
 
 # The build with CUDA is checked wherever there is nvcc, in an environment of its own: a GPU is not needed for that.
@@ -13,7 +14,7 @@ CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 NVCC := $(firstword $(CUDACXX) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test bench gpu-check lint clean
+.PHONY: demo test bench docs gpu-check lint clean
 .DELETE_ON_ERROR:
 
 # What pip cannot bring: the interpreter's venv module, a compiler, GoogleTest.
@@ -32,9 +33,14 @@ $(VENV)/.train: $(VENV)/.tools
 
 $(VENV)/.test: $(VENV)/.train
 	$(PY) -m pip install --quiet --disable-pip-version-check pytest hypothesis expecttest
-	@# Other people's trainers; their tests are skipped by name where these cannot be had.
+	@# Other people's trainers, and the site; their tests are skipped by name where these cannot be had.
 	-$(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)' transformers accelerate lightning \
 	  pytorch-lightning tensorboard
+	-$(PY) -m pip install --quiet --disable-pip-version-check $(MKDOCS)
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.tools
+	$(PY) -m pip install --quiet --disable-pip-version-check $(MKDOCS)
 	touch $@
 
 $(VENV)/.built: $(SOURCES) | $(VENV)/.tools
@@ -62,6 +68,11 @@ test: $(VENV)/.test $(VENV)/.built
 # Everything that needs a GPU, with what the current Python has: no environment, no network.
 gpu-check:
 	$(PYTHON) tests/gpu/check.py $(ARGS)
+
+# The site of the documentation, in build/site. It is read from the sources, so nothing is built.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "Written to build/site: open build/site/index.html, or, to search, serve it: python3 -m http.server -d build/site"
 
 # SparseProp is a peer to measure against; the rest of the table stands without it.
 bench: $(VENV)/.train $(VENV)/.built

@@ -77,10 +77,10 @@ def _seed(seed: int | None) -> int:
 class SparseLinear(nn.Module):
     """``y = x W.T + bias`` with exactly nnz connections, where row i of W is w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i.
 
-    Used like ``nn.Linear``: input (*, in_features), output (*, out_features) of the input's dtype. A fresh layer draws
-    its connections uniformly without replacement and its values v from N(0, 1); its bias is 0. Edges and values are a
-    function of the seed alone, on every device. The number of connections and every tensor's shape, storage and
-    identity stay the same for the life of the layer, through rewiring and through ``load_state_dict`` too; only
+    Used like ``nn.Linear``: input ``(*, in_features)``, output ``(*, out_features)`` of the input's dtype. A fresh
+    layer draws its connections uniformly without replacement and its values v from N(0, 1); its bias is 0. Edges and
+    values are a function of the seed alone, on every device. The number of connections and every tensor's shape, storage
+    and identity stay the same for the life of the layer, through rewiring and through ``load_state_dict`` too; only
     ``dendnorm.resize`` changes them.
 
     Formula: Bird and Cuntz, "Dendritic normalisation improves learning in sparsely connected artificial neural

@@ -184,7 +184,7 @@ class SET:
         """Record what passes through the sparse layers, for the rules that look at it, until the next ``step()``.
 
         What is recorded begins anew with the first batch after a step of the optimizer, so that it is of the latest
-        step (if there is no optimizer with hooks: it begins anew with this call). Call it before the last batch, ::
+        step (if there is no optimizer with hooks: it begins anew with this call). Call it before the last batch,
 
             rewire.observe()
             train_one_batch()

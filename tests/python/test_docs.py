@@ -12,9 +12,15 @@ from dendnorm import norms
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SNIPPETS = [
-    (page, number, code) for page in PAGES for number, code in enumerate(SNIPPET.findall(page.read_text("utf-8")))
-]
+CONTINUED = ("tutorial.md",)  # pages of which each block goes on where the last one ended
+
+
+def snippets(page: Path) -> list[str]:
+    found = SNIPPET.findall(page.read_text("utf-8"))
+    return ["\n".join(found)] if page.name in CONTINUED else found
+
+
+SNIPPETS = [(page, number, code) for page in PAGES for number, code in enumerate(snippets(page))]
 
 
 @pytest.mark.parametrize(("page", "number", "code"), SNIPPETS, ids=lambda value: getattr(value, "name", None))

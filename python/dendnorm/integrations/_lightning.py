@@ -10,7 +10,7 @@ __all__ = ["Rewiring"]
 
 
 class Rewiring:
-    """Rewires the sparse layers of a ``LightningModule`` on a schedule. ::
+    """Rewires the sparse layers of a ``LightningModule`` on a schedule.
 
         Trainer(callbacks=[RewiringCallback(every_n_epochs=1, zeta=0.15, start_after=2)])
 

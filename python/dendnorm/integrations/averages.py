@@ -13,7 +13,7 @@ __all__ = ["follow"]
 
 @torch.no_grad()
 def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
-    """Move the averaged values of sparse layers with their connections, after a rewiring of the model. ::
+    """Move the averaged values of sparse layers with their connections, after a rewiring of the model.
 
         averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
         ...

@@ -18,7 +18,7 @@ __all__ = ["keep_whole"]
 
 
 def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> set[nn.Parameter]:
-    """Keep the sparse layers of a model whole and equal on every rank, while the rest is sharded. ::
+    """Keep the sparse layers of a model whole and equal on every rank, while the rest is sharded.
 
         fully_shard(model, ignored_params=keep_whole(model))
 

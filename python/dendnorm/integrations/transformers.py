@@ -16,7 +16,7 @@ __all__ = ["RewiringCallback"]
 
 
 class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState):
-    """Rewires the sparse layers of a ``transformers.Trainer``'s model on a schedule. ::
+    """Rewires the sparse layers of a ``transformers.Trainer``'s model on a schedule.
 
         callback = RewiringCallback(every_n_steps=100, zeta=0.15, start_after=500)
         trainer = Trainer(model, args, ..., callbacks=[callback])
