@@ -79,9 +79,9 @@ class SparseLinear(nn.Module):
 
     Used like ``nn.Linear``: input ``(*, in_features)``, output ``(*, out_features)`` of the input's dtype. A fresh
     layer draws its connections uniformly without replacement and its values v from N(0, 1); its bias is 0. Edges and
-    values are a function of the seed alone, on every device. The number of connections and every tensor's shape, storage
-    and identity stay the same for the life of the layer, through rewiring and through ``load_state_dict`` too; only
-    ``dendnorm.resize`` changes them.
+    values are a function of the seed alone, on every device. The number of connections and every tensor's shape,
+    storage and identity stay the same for the life of the layer, through rewiring and through ``load_state_dict`` too;
+    only ``dendnorm.resize`` changes them.
 
     Formula: Bird and Cuntz, "Dendritic normalisation improves learning in sparsely connected artificial neural
     networks", Eq 1 to 6; the norms are listed in ``dendnorm.norms``.
