@@ -1,5 +1,6 @@
-# `make demo` trains networks and draws a picture; `make test` runs every test. Each makes what it needs: a virtual
-# environment in .venv with everything that pip can install, and system packages through apt-get where it may.
+# `make demo` trains networks and draws a picture; `make test` runs every test; `make docs` makes the site. Each makes what
+# it needs: a virtual environment in .venv with everything that pip can install, and system packages through apt-get where
+# it may.
 
 PYTHON ?= python3
 TORCH ?= torch>=2.11,<2.14
@@ -39,7 +40,9 @@ $(VENV)/.test: $(VENV)/.train
 	-$(PY) -m pip install --quiet --disable-pip-version-check $(MKDOCS)
 	touch $@
 
-$(VENV)/.docs: $(VENV)/.tools
+# Without PyTorch: the site is made from the sources.
+$(VENV)/.docs: pyproject.toml | $(VENV)/.system
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(MKDOCS)
 	touch $@
 
@@ -69,7 +72,7 @@ test: $(VENV)/.test $(VENV)/.built
 gpu-check:
 	$(PYTHON) tests/gpu/check.py $(ARGS)
 
-# The site of the documentation, in build/site. It is read from the sources, so nothing is built.
+# The site of the documentation, in build/site.
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 	@echo "Written to build/site: open build/site/index.html, or, to search, serve it: python3 -m http.server -d build/site"
