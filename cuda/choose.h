@@ -4,7 +4,7 @@
 //   product of a view with activations (forward pass; dX)
 //     slab     activations in shared memory; one launch        up to 16 samples, or reuse that pays for filling it
 //     gather   activations packed feature-major, from L2       else
-//   gradient of the values: always the sampled product over packed activations (sampled.cuh)
+//   gradient of the values: always the sampled product over packed activations (sampled.cu)
 //   all products as a dense matrix product (csrc/ops/cuda.cpp)  from a density on that the caller gives
 #pragma once
 

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 2 examples/ddp_train.py --epochs 3
 
 Every rank sees its share of each batch, DistributedDataParallel averages the gradients, and SET draws the same edges on
-every rank, because they depend on seed and step alone. At the end the ranks compare what they have.
+every rank, because they depend on seed, step and the weights, which are the same. At the end the ranks compare what
+they have.
 """
 
 from __future__ import annotations

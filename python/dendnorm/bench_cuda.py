@@ -97,11 +97,10 @@ class Rates:
     memory: float
 
 
-# H100 and H200: shared memory and L2 as the gpu-benches project measured them, the memory as NVIDIA names it.
+# H100 and H200: shared memory and L2 as measured by github.com/RRZE-HPC/gpu-benches, the memory as NVIDIA names it.
 _HOPPER = Rates(33e12, 9.6e12, 40 << 20, 3.35e12)
 RATES = {"H100": _HOPPER, "H200": Rates(33e12, 9.6e12, 40 << 20, 4.8e12)}
 SLAB_BYTES = 200 << 10
-PROCESSORS = 132
 
 
 def rates_of(name: str) -> Rates | None:

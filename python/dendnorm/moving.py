@@ -58,6 +58,12 @@ def check_writable(name: str, layer: SparseLinear) -> None:
             " stay whole on every rank: dendnorm.integrations.fsdp.keep_whole(model)"
         )
 
+    if any(tensor.is_inference() for tensor in (layer.weight, *layer.pattern)):
+        raise ValueError(
+            f"layer {name!r}: weight and pattern must be ordinary tensors to be rewired, got some that were made under"
+            " torch.inference_mode(), which cannot be written in place"
+        )
+
 
 def _carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
     device = values.device

@@ -91,7 +91,7 @@ class Observer:
         self._handles: list[RemovableHandle] = []
         for layers in groups:
             for layer in layers:
-                self._handles.append(layer.register_forward_hook(self._forward))
+                self._handles.append(layer.register_forward_hook(self._forward, with_kwargs=True))
 
     def __enter__(self) -> Observer:
         return self
@@ -113,7 +113,9 @@ class Observer:
         """What passed through a layer and those that share its weight."""
         return self._record.get(layer.weight)
 
-    def _forward(self, layer: SparseLinear, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def _forward(
+        self, layer: SparseLinear, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: torch.Tensor
+    ) -> None:
         if self._stale:
             self._stale = False
             self._record.clear()
@@ -121,7 +123,7 @@ class Observer:
         if not (differentiable or ACTIVATIONS in self._kinds):
             return
         record = self._record.setdefault(layer.weight, Observed())
-        inputs = args[0].detach().reshape(-1, layer.in_features).clone()
+        inputs = (args[0] if args else kwargs["input"]).detach().reshape(-1, layer.in_features).clone()
         if ACTIVATIONS in self._kinds:
             record.activations.append((inputs, output.detach().reshape(-1, layer.out_features).clone()))
         if differentiable:

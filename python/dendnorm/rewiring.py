@@ -46,6 +46,14 @@ def _zeta(value: object) -> float:
 _resolve_drop, _resolve_grow = drop.resolve, grow.resolve
 
 
+def _checked_values(values: object, k: int, dtype: torch.dtype) -> torch.Tensor:
+    """What a rule or a variant draws, before anything relies on it."""
+    if not isinstance(values, torch.Tensor) or values.shape != (k,) or values.dtype != dtype:
+        got = (values.dtype, tuple(values.shape)) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise ValueError(f"values of new connections must be a {dtype} tensor of shape ({k},), got {got}")
+    return values
+
+
 class SET:
     """Sparse evolutionary training, as Bird and Cuntz use it: the weakest connections go, as many random ones come.
 
@@ -345,7 +353,7 @@ class SET:
             new_ccol, new_row, source = _ops.replace_connections(
                 ccol, row, layer.out_features, dropped, keys, sound=True, status=status
             )
-            values = self.draw(layer, k, step, index, home)
+            values = _checked_values(self.draw(layer, k, step, index, home), k, layer.weight.dtype).to(home)
         except (RuntimeError, ValueError) as error:
             raise of_layer(name, error) from None
         finally:

@@ -201,21 +201,21 @@ def _measure(model: nn.Module, inputs: torch.Tensor) -> dict[nn.Module, tuple[in
     def enter(module: nn.Module, args: tuple) -> None:
         before.append(counter.get_total_flops())
 
-    def leave(module: nn.Module, args: tuple, output: object) -> None:
+    def leave(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
         spent = counter.get_total_flops() - before.pop()
         flops[module] += spent
         # What its caller began with grows by as much, so that only the caller's own is left.
         if before:
             before[-1] += spent
         if isinstance(module, SparseLinear):
-            vectors = args[0].numel() // module.in_features
+            vectors = (args[0] if args else kwargs["input"]).numel() // module.in_features
             dense[module] += 2 * module.in_features * module.out_features * vectors
         else:
             dense[module] += spent
 
     modes, fast = [module.training for module in modules], torch.backends.mha.get_fastpath_enabled()
-    hooks = [hook for module in modules for hook in (module.register_forward_pre_hook(enter, prepend=True),
-                                                     module.register_forward_hook(leave))]  # fmt: skip
+    hooks = [module.register_forward_pre_hook(enter, prepend=True) for module in modules]
+    hooks += [module.register_forward_hook(leave, with_kwargs=True) for module in modules]
     try:
         torch.backends.mha.set_fastpath_enabled(False)  # the counter does not know every fused op of attention
         model.eval()

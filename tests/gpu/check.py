@@ -80,7 +80,7 @@ def run_steps(steps: list[Step], out: Path, budget: float, facts: dict[str, obje
         elif step.tool and not shutil.which(step.tool):
             outcome = Outcome(step.name, "skipped", reason=f"{step.tool} is not installed")
         elif left < 1:
-            outcome = Outcome(step.name, "skipped", reason=f"no time left of {budget:.0f} seconds")
+            outcome = Outcome(step.name, "timed out", reason=f"no time left of {budget:.0f} seconds")
         else:
             if step.keep:
                 step.keep.unlink(missing_ok=True)
@@ -165,8 +165,11 @@ def main(arguments: list[str] | None = None) -> int:
         the_steps(given.device, given.out.resolve(), architecture), given.out.resolve(), given.budget, facts
     )
     bad = [outcome.name for outcome in outcomes if outcome.status in ("failed", "timed out")]
+    left_out = [outcome.name for outcome in outcomes if outcome.status not in ("passed", "failed", "timed out")]
     print(f"Written to {given.out}: gpu-check.json and gpu-check.txt")
-    print("Everything passed." if not bad else f"Not passed: {', '.join(bad)}.")
+    print(f"Not passed: {', '.join(bad)}." if bad else "Everything that ran passed.")
+    if left_out:
+        print(f"Not run: {', '.join(left_out)}.")
     return 1 if bad else 0
 
 

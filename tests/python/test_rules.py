@@ -627,3 +627,39 @@ def test_a_rule_of_ones_own():
     first = set(itertools.islice(zip(*(part.tolist() for part in layer.edges()), strict=True), 6))
     (report,) = dendnorm.SET(layer, zeta=0.2, drop=Oldest()).step()
     assert positions(report.removed) == first
+
+
+@pytest.mark.parametrize(
+    "values",
+    [lambda k: torch.ones(2), lambda k: torch.ones(k, dtype=torch.float64), lambda k: torch.ones(k, 1), lambda k: 1.0],
+    ids=["too few", "another dtype", "two dimensions", "no tensor"],
+)
+def test_values_that_do_not_fit_are_refused_and_change_nothing(values):
+    class Odd(dendnorm.grow.Random):
+        def values(self, turn):
+            return values(turn.k)
+
+    layer = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
+    before = [tensor.clone() for tensor in (*layer.pattern, layer.weight.detach())]
+    rewirer = dendnorm.SET(layer, zeta=0.5, grow=Odd())
+    with pytest.raises(ValueError, match=r"values of new connections must be a torch.float32 tensor of shape \(60,\)"):
+        rewirer.step()
+    assert all(map(torch.equal, before, (*layer.pattern, layer.weight.detach())))
+
+
+def test_inference_tensors_are_refused_before_anything_changes():
+    first = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
+    with torch.inference_mode():
+        second = dendnorm.SparseLinear(30, 20, density=0.2, seed=1)
+    before = [tensor.clone() for tensor in (*first.pattern, first.weight.detach())]
+    with pytest.raises(ValueError, match=r"layer '1': weight and pattern must be ordinary tensors.*inference_mode"):
+        dendnorm.SET(torch.nn.Sequential(first, second), zeta=0.5).step()
+    assert all(map(torch.equal, before, (*first.pattern, first.weight.detach())))
+
+
+def test_a_layer_called_by_keyword_is_observed():
+    layer = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
+    rewirer = dendnorm.SET(layer, zeta=0.5, grow="gradient")
+    with rewirer.observe():
+        layer(input=torch.rand(4, 20)).sum().backward()
+    assert rewirer.step()[0].k == 60

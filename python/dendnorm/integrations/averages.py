@@ -46,7 +46,9 @@ def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
             raise ValueError(f"averaged must hold a layer {part.name!r} like the model's, {theirs}, got {mine}")
         planned.append((mine, theirs, _moved(part.name, mine, theirs, part.grown)))
     for mine, theirs, values in planned:
-        mine._write(theirs.pattern)
+        for layer in modules.values():
+            if isinstance(layer, SparseLinear) and layer.weight is mine.weight:  # one rewiring for all that share it
+                layer._write(theirs.pattern)
         mine.weight.copy_(values)
 
 
