@@ -1,6 +1,7 @@
 // The Python module dendnorm._C: loading it registers the ops of libdendnorm; itself it only says how it was built.
 #include <pybind11/pybind11.h>
 
+#include "core/norm.h"
 #include "cpu/dispatch.h"
 
 namespace py = pybind11;
@@ -25,4 +26,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       },
       "How this module was built: dendnorm's version, the versions of torch, compiler and CUDA (None: without).");
   m.def("cpu_capability", &dendnorm::cpu::capability, "The instruction set in use: 'default', 'avx2' or 'avx512'.");
+  m.def(
+      "excitability_start",
+      [](double a, double b, double p, double degree) { return dendnorm::excitability_start({a, b, p}, degree); },
+      "Where the excitability starts in a layer with this mean in-degree, for a gain of 1.");
 }

@@ -24,6 +24,7 @@ __all__ = [
     "effective_weight",
     "empty_positions",
     "excise",
+    "excitability_start",
     "has_kernel",
     "raise_fault",
     "replace_connections",
@@ -64,3 +65,8 @@ def build_info() -> dict[str, Any]:
 def cpu_capability() -> str:
     """The instruction set that the CPU kernels use: "default", "avx2" or "avx512"."""
     return _C.cpu_capability()
+
+
+def excitability_start(a: float, b: float, p: float, degree: float) -> float:
+    """Where e of a norm starts in a layer of this mean in-degree so that its output has about its input's variance."""
+    return _C.excitability_start(a, b, p, degree)

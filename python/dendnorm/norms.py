@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from . import _ops
+
 if TYPE_CHECKING:
     from .layers import SparseLinear
 
@@ -165,12 +167,7 @@ class Norm(nn.Module):
     def _start(self, degree: float) -> float:
         if self.s is not None:
             return self.s
-        if degree == 0:
-            return self.gain
-        # log E|z|^p for a standard normal z: 2^(p/2) Gamma((p + 1) / 2) / sqrt(pi)
-        moment = self.p / 2 * math.log(2) + math.lgamma((self.p + 1) / 2) - math.log(math.pi) / 2
-        log_norm = (math.log(degree) + moment) / self.p
-        return self.gain * math.exp((self.a - 0.5) * math.log(degree) + self.b * log_norm)
+        return self.gain * _ops.excitability_start(self.a, self.b, self.p, degree)
 
     @torch.no_grad()
     def raw_values(
