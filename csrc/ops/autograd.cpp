@@ -8,7 +8,6 @@
 // torch::autograd::Function.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
@@ -32,6 +31,7 @@
 #include <vector>
 
 #include "core/norm.h"
+#include "ops/call.h"
 #include "ops/checks.h"
 
 namespace dendnorm::ops {
@@ -42,35 +42,19 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 
-// ---- Calls through the dispatcher ----
+// ---- Calls through the dispatcher; those that others need too are in call.h ----
 
 using Tensor2 = std::tuple<Tensor, Tensor>;
 using Tensor4 = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
-using SparseLinear = Tensor(const Tensor&, const Tensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-                            const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, double);
 using SparseLinearBackward = Tensor4(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
                                      const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double, double,
                                      std::array<bool, 4>);
-using EffectiveWeight = Tensor(const Tensor&, const OptionalTensor&, const Tensor&, const Tensor&, const Tensor&,
-                               const Tensor&, const Tensor&, double, double, double);
 using EffectiveWeightBackward = Tensor2(const Tensor&, const Tensor&, const OptionalTensor&, const Tensor&,
                                         const Tensor&, const Tensor&, const Tensor&, const Tensor&, double, double,
                                         double, std::array<bool, 2>);
 using SampledProduct = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                               const Tensor&);
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> handle(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
-}
-
-Tensor call_sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                          const OptionalTensor& excitability, const Pattern& p, const Norm& n) {
-  static const auto op = handle<SparseLinear>("dendnorm::sparse_linear");
-  return op.call(input, weight, bias, excitability, p.ccol_indices, p.row_indices, p.crow_indices, p.col_indices,
-                 p.perm, n.a, n.b, n.p);
-}
 
 Tensor4 call_sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                     const OptionalTensor& excitability, const Pattern& p, const Norm& n,
@@ -78,13 +62,6 @@ Tensor4 call_sparse_linear_backward(const Tensor& grad_output, const Tensor& inp
   static const auto op = handle<SparseLinearBackward>("dendnorm::sparse_linear_backward");
   return op.call(grad_output, input, weight, excitability, p.ccol_indices, p.row_indices, p.crow_indices, p.col_indices,
                  p.perm, n.a, n.b, n.p, mask);
-}
-
-Tensor call_effective_weight(const Tensor& weight, const OptionalTensor& excitability, const Pattern& p,
-                             const Norm& n) {
-  static const auto op = handle<EffectiveWeight>("dendnorm::effective_weight");
-  return op.call(weight, excitability, p.ccol_indices, p.row_indices, p.crow_indices, p.col_indices, p.perm, n.a, n.b,
-                 n.p);
 }
 
 Tensor2 call_effective_weight_backward(const Tensor& grad, const Tensor& weight, const OptionalTensor& excitability,

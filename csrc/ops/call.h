@@ -1,0 +1,107 @@
+// The ops as C++ functions that go through the dispatcher.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <cstdint>
+#include <string_view>
+#include <tuple>
+
+#include "core/norm.h"
+#include "ops/checks.h"
+
+namespace dendnorm::ops {
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> handle(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").template typed<Signature>();
+}
+
+// Whether this build has a kernel of the op for a device.
+inline bool has_kernel(const char* name, at::Device device) {
+  if (device.is_cpu()) return true;
+  const auto key = c10::computeDispatchKey(at::kFloat, at::kStrided, device);
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").hasKernelForDispatchKey(key);
+}
+
+inline at::Tensor call_sparse_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                                     const OptionalTensor& excitability, const Pattern& p, const Norm& n) {
+  using Signature =
+      at::Tensor(const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const at::Tensor&,
+                 const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, double, double, double);
+  static const auto op = handle<Signature>("dendnorm::sparse_linear");
+  return op.call(input, weight, bias, excitability, p.ccol_indices, p.row_indices, p.crow_indices, p.col_indices,
+                 p.perm, n.a, n.b, n.p);
+}
+
+inline at::Tensor call_effective_weight(const at::Tensor& weight, const OptionalTensor& excitability, const Pattern& p,
+                                        const Norm& n) {
+  using Signature = at::Tensor(const at::Tensor&, const OptionalTensor&, const at::Tensor&, const at::Tensor&,
+                               const at::Tensor&, const at::Tensor&, const at::Tensor&, double, double, double);
+  static const auto op = handle<Signature>("dendnorm::effective_weight");
+  return op.call(weight, excitability, p.ccol_indices, p.row_indices, p.crow_indices, p.col_indices, p.perm, n.a, n.b,
+                 n.p);
+}
+
+inline void call_check_pattern(const at::Tensor& compressed, const at::Tensor& indices, std::int64_t size,
+                               std::string_view compressed_name, std::string_view indices_name) {
+  using Signature = void(const at::Tensor&, const at::Tensor&, std::int64_t, std::string_view, std::string_view);
+  static const auto op = handle<Signature>("dendnorm::check_pattern");
+  op.call(compressed, indices, size, compressed_name, indices_name);
+}
+
+using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+
+// Patterns below are known to be sound, and faults in values are raised at once.
+
+inline Tensors3 call_transpose_pattern(const at::Tensor& compressed, const at::Tensor& indices, std::int64_t size) {
+  using Signature = Tensors3(const at::Tensor&, const at::Tensor&, std::int64_t, bool);
+  static const auto op = handle<Signature>("dendnorm::transpose_pattern");
+  return op.call(compressed, indices, size, true);
+}
+
+inline at::Tensor call_weakest(const at::Tensor& score, std::int64_t k) {
+  using Signature = at::Tensor(const at::Tensor&, std::int64_t, const OptionalTensor&);
+  static const auto op = handle<Signature>("dendnorm::weakest");
+  return op.call(score, k, std::nullopt);
+}
+
+inline Tensors3 call_excise(const at::Tensor& ccol_indices, const at::Tensor& row_indices, const at::Tensor& dropped,
+                            std::int64_t k) {
+  using Signature =
+      Tensors3(const at::Tensor&, const at::Tensor&, const at::Tensor&, std::int64_t, bool, const OptionalTensor&);
+  static const auto op = handle<Signature>("dendnorm::excise");
+  return op.call(ccol_indices, row_indices, dropped, k, true, std::nullopt);
+}
+
+inline at::Tensor call_empty_positions(const at::Tensor& ccol_indices, const at::Tensor& row_indices, std::int64_t rows,
+                                       std::int64_t k, std::int64_t seed, std::int64_t step, std::int64_t layer) {
+  using Signature = at::Tensor(const at::Tensor&, const at::Tensor&, std::int64_t, std::int64_t, std::int64_t,
+                               std::int64_t, std::int64_t, bool);
+  static const auto op = handle<Signature>("dendnorm::empty_positions");
+  return op.call(ccol_indices, row_indices, rows, k, seed, step, layer, true);
+}
+
+inline Tensors3 call_replace_connections(const at::Tensor& ccol_indices, const at::Tensor& row_indices,
+                                         std::int64_t rows, const at::Tensor& dropped, const at::Tensor& keys) {
+  using Signature = Tensors3(const at::Tensor&, const at::Tensor&, std::int64_t, const at::Tensor&, const at::Tensor&,
+                             bool, const OptionalTensor&);
+  static const auto op = handle<Signature>("dendnorm::replace_connections");
+  return op.call(ccol_indices, row_indices, rows, dropped, keys, true, std::nullopt);
+}
+
+inline at::Tensor call_counter_normal(std::int64_t n, std::int64_t seed, std::int64_t step, std::int64_t layer,
+                                      at::ScalarType dtype, at::Device device) {
+  using Signature = at::Tensor(std::int64_t, std::int64_t, std::int64_t, std::int64_t, at::ScalarType, at::Device);
+  static const auto op = handle<Signature>("dendnorm::counter_normal");
+  return op.call(n, seed, step, layer, dtype, device);
+}
+
+inline void call_carry_(at::Tensor values, const at::Tensor& source, const at::Tensor& fill) {
+  using Signature = void(at::Tensor&, const at::Tensor&, const at::Tensor&, bool, const OptionalTensor&);
+  static const auto op = handle<Signature>("dendnorm::carry_");
+  op.call(values, source, fill, true, std::nullopt);
+}
+
+}  // namespace dendnorm::ops
