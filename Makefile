@@ -90,7 +90,8 @@ lint: $(VENV)/.tools
 	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc cuda tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc cuda tests benchmarks examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:
-	rm -rf build demo $(VENV) .venv-cuda python/*.egg-info python/dendnorm/*.so
+	rm -rf build demo $(VENV) .venv-cuda python/*.egg-info python/dendnorm/*.so python/dendnorm/lib \
+	  python/dendnorm/include python/dendnorm/share

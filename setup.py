@@ -60,18 +60,20 @@ class CMakeBuild(build_ext):
             f"-DDENDNORM_CUDA={os.environ.get('DENDNORM_CUDA', 'AUTO')}",
             f"-DDENDNORM_BUILD_TESTS={os.environ.get('DENDNORM_BUILD_TESTS', 'OFF')}",
         ]
-        for command in (configure, [cmake, "--build", str(build)]):
+        # The library and what C++ users need (headers, a CMake package) become part of the package.
+        install = [cmake, "--install", str(build), "--prefix", str(target)]
+        for command in (configure, [cmake, "--build", str(build)], install):
             if subprocess.run(command).returncode != 0:
                 stop(f"the build failed; the reason is printed above (command: {' '.join(command)})")
 
     def copy_extensions_to_source(self) -> None:
-        """An editable install: the library that the module loads goes with it."""
+        """An editable install: the library that the module loads goes with it, and what C++ users need."""
         super().copy_extensions_to_source()
         for ext in self.extensions:
-            built = Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
+            built = (Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))).parent
             package = Path(self.get_finalized_command("build_py").get_package_dir("dendnorm"))
-            for library in built.parent.glob("libdendnorm.*"):
-                self.copy_file(str(library), str(package / library.name))
+            for folder in ("lib", "include", "share"):
+                self.copy_tree(str(built / folder), str(package / folder))
 
 
 setup(ext_modules=[Extension("dendnorm._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -6,6 +6,8 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
+from pathlib import Path as _Path
+
 from . import _batching, _flops, analysis, checkpoint, drop, functional, grow, norms, schedules  # noqa: F401
 from .activations import SReLU
 from .checkpoint import load, save
@@ -32,3 +34,6 @@ def _version() -> str:
 
 
 __version__ = _version()
+
+# For C++: cmake -DCMAKE_PREFIX_PATH="<this>;<torch.utils.cmake_prefix_path>", then find_package(dendnorm REQUIRED).
+cmake_prefix_path = str(_Path(__file__).parent / "share" / "cmake")

@@ -10,7 +10,7 @@ import torch
 
 import dendnorm
 
-LIBRARY = Path(dendnorm.__file__).parent / "libdendnorm.so"
+LIBRARY = Path(dendnorm.__file__).parent / "lib" / "libdendnorm.so"
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
