@@ -60,6 +60,12 @@ def test_includes_go_one_way(folder):
                 assert cuda_allowed or torch_allowed or not CUDA.match(name), where
 
 
+def test_the_public_header_needs_nothing_of_the_project():
+    names = includes(ROOT / "csrc/nn/dendnorm.h")
+    assert any(name.startswith("torch/") for name in names)
+    assert all(name.startswith("torch/") or "/" not in name for name in names)
+
+
 def test_every_source_lies_in_a_room():
     known = [*ROOMS, "csrc/bindings.cpp"]
     for path in [*sources("csrc"), *sources("cuda")]:
