@@ -78,6 +78,14 @@ Tensor call_sampled_product(const Tensor& rows, const Tensor& columns, const Pat
 
 const Norm kNoNorm{};
 
+// sparse_linear as a part of a formula: in the types of its operands, for autocast has had its say where the layer was
+// called.
+Tensor product(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+               const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+  return call_sparse_linear(input, weight, bias, excitability, pattern, norm);
+}
+
 // ---- Forward-mode tangents ----
 
 bool has_tangent(const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(0).defined(); }
@@ -143,7 +151,7 @@ struct WrittenOut {
 
   // (nnz,) to (M,) and back.
   Tensor sum_by_row(const Tensor& t) const {
-    return call_sparse_linear(ones, t, std::nullopt, std::nullopt, pattern, kNoNorm).select(0, 0);
+    return product(ones, t, std::nullopt, std::nullopt, pattern, kNoNorm).select(0, 0);
   }
   Tensor at_connections(const Tensor& t) const { return call_sampled_product(t.unsqueeze(0), ones, pattern); }
 
@@ -194,14 +202,14 @@ Tensor sparse_linear_with_tangents(const Tensor& input, const Tensor& weight, co
                                    const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
   if (!is_identity(excitability, norm)) {
     const Tensor w = WrittenOut(weight, excitability, pattern, norm).weight(weight);
-    return call_sparse_linear(input, w, bias, std::nullopt, pattern, kNoNorm);
+    return product(input, w, bias, std::nullopt, pattern, kNoNorm);
   }
   const Tensor x = primal(input), w = primal(weight), shift = or_undefined(bias);
   const OptionalTensor base = shift.defined() ? OptionalTensor(primal(shift)) : std::nullopt;
-  const Tensor output = call_sparse_linear(x, w, base, std::nullopt, pattern, norm);
+  const Tensor output = product(x, w, base, std::nullopt, pattern, norm);
   Tensor change;
-  if (has_tangent(input)) accumulate(change, call_sparse_linear(tangent(input), w, {}, {}, pattern, norm));
-  if (has_tangent(weight)) accumulate(change, call_sparse_linear(x, tangent(weight), {}, {}, pattern, norm));
+  if (has_tangent(input)) accumulate(change, product(tangent(input), w, {}, {}, pattern, norm));
+  if (has_tangent(weight)) accumulate(change, product(x, tangent(weight), {}, {}, pattern, norm));
   if (has_tangent(shift)) accumulate(change, tangent(shift).to(output.scalar_type()).expand_as(output));
   output._set_fw_grad(change, 0, false);
   return output;
@@ -226,7 +234,7 @@ Tensor4 written_out_backward(const Tensor& grad_output, const Tensor& input, con
   if (mask[0]) {
     const Transposed transposed(pattern);
     const Tensor w = rule.weight(weight).index_select(0, pattern.perm);
-    dx = call_sparse_linear(grad_output, w, std::nullopt, std::nullopt, transposed.pattern, kNoNorm);
+    dx = product(grad_output, w, std::nullopt, std::nullopt, transposed.pattern, kNoNorm);
   }
   if (mask[1] || mask[3]) {
     const Tensor g = call_sampled_product(grad_output, input, pattern);
@@ -374,12 +382,12 @@ struct SampledProductNode : Node {
     if (!grads[0].defined()) return result;
     const UnpackedPattern p(pattern);
     if (task_should_compute_output(0)) {
-      result[0] = call_sparse_linear(columns.unpack(), grads[0], std::nullopt, std::nullopt, p.view(), kNoNorm);
+      result[0] = product(columns.unpack(), grads[0], std::nullopt, std::nullopt, p.view(), kNoNorm);
     }
     if (task_should_compute_output(1)) {
       const Transposed transposed(p.view());
-      result[1] = call_sparse_linear(rows.unpack(), grads[0].index_select(0, p.perm), std::nullopt, std::nullopt,
-                                     transposed.pattern, kNoNorm);
+      result[1] = product(rows.unpack(), grads[0].index_select(0, p.perm), std::nullopt, std::nullopt,
+                          transposed.pattern, kNoNorm);
     }
     return result;
   }

@@ -330,3 +330,23 @@ def test_opcheck_with_16_bit_input():
 def test_the_package_offers_what_it_says():
     for name in dendnorm.__all__:
         assert hasattr(dendnorm, name)
+
+
+@pytest.mark.parametrize("norm", ["l0", "weight_norm", "joint", "lp:3"])
+def test_second_derivatives_under_autocast_keep_the_precision_of_the_values(norm):
+    layer = dendnorm.SparseLinear(12, 7, density=0.4, norm=norm, seed=0)
+    inputs = [layer.weight, layer.norm.excitability]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = layer.effective_weight().pow(3).sum()
+        under = torch.autograd.grad(loss, inputs, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in under), inputs)
+        _, tangent = torch.func.jvp(
+            lambda v: torch.func.functional_call(layer, {"weight": v}, (torch.eye(12),)), (layer.weight,), (under[0],)
+        )
+        mixed = torch.autograd.grad(layer(torch.rand(5, 12)).float().square().sum(), inputs, create_graph=True)
+        torch.autograd.grad(sum(g.square().sum() for g in mixed), inputs)
+    assert tangent.dtype == torch.bfloat16
+    expected = torch.autograd.grad(layer.effective_weight().pow(3).sum(), inputs, create_graph=True)
+    torch.testing.assert_close(under, expected, rtol=1e-6, atol=1e-6)
+    again = torch.autograd.grad(sum(g.square().sum() for g in expected), inputs)
+    torch.testing.assert_close(second, again, rtol=1e-5, atol=1e-5)
