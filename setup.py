@@ -47,6 +47,8 @@ class CMakeBuild(build_ext):
             stop("the build needs a C++20 compiler, and found none: install g++ (`apt-get install g++`) or set CXX")
         target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = Path(os.environ.get("DENDNORM_BUILD_DIR", Path(self.build_temp) / "cmake")).resolve()
+        # Not in `target`: pip deletes it after an editable install, and the tests go on with what was built.
+        output = build / "package"
         cmake = find_tool("cmake")
         configure = [
             cmake,
@@ -56,7 +58,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_MAKE_PROGRAM={find_tool('ninja')}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DDENDNORM_OUTPUT_DIR={target}",
+            f"-DDENDNORM_OUTPUT_DIR={output}",
             f"-DDENDNORM_CUDA={os.environ.get('DENDNORM_CUDA', 'AUTO')}",
             f"-DDENDNORM_BUILD_TESTS={os.environ.get('DENDNORM_BUILD_TESTS', 'OFF')}",
         ]
@@ -65,6 +67,8 @@ class CMakeBuild(build_ext):
         for command in (configure, [cmake, "--build", str(build)], install):
             if subprocess.run(command).returncode != 0:
                 stop(f"the build failed; the reason is printed above (command: {' '.join(command)})")
+        target.mkdir(parents=True, exist_ok=True)
+        self.copy_file(str(output / Path(self.get_ext_filename(ext.name)).name), str(target))
 
     def copy_extensions_to_source(self) -> None:
         """An editable install: the library that the module loads goes with it, and what C++ users need."""

@@ -225,7 +225,7 @@ def test_an_epoch_sees_every_example_once(monkeypatch):
     model, steps = Spy(1, 2), []
     generator = torch.Generator().manual_seed(1)
     settings = Settings(batch=10, lr=1e-6)
-    descent = training._Descent(model, settings)
+    descent = training.Descent(model, settings)
     training._train_epoch(model, descent, digits, settings, 1, generator, lambda n, _: steps.append(n))
     assert sorted(torch.cat(seen).flatten().int().tolist()) == list(range(101))
     assert torch.cat(seen).flatten().int().tolist() != list(range(101)), "in a new order"
