@@ -18,7 +18,8 @@ ARCHITECTURES = ("sm_80", "sm_90")
 def kernels() -> list[machine_code.Kernel]:
     found = machine_code.read(LIBRARY)
     # Where run_all.py looks for it: beside the folder of the package.
-    (Path(dendnorm.__file__).parents[2] / "machine_code.txt").write_text(machine_code.table(found) + "\n", encoding="utf-8")
+    page = Path(dendnorm.__file__).parents[2] / "machine_code.txt"
+    page.write_text(machine_code.table(found) + "\n", encoding="utf-8")
     return found
 
 
