@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
-from .observing import ACTIVATIONS, Reduce, Turn
+from .observing import ACTIVATIONS, Reduce, Turn, resolved
 from .similarity import Similarity
 
 __all__ = ["Cosine", "Drop", "Gradient", "Magnitude", "Sensitivity", "SignSplit", "resolve"]
@@ -136,10 +136,4 @@ def resolve(rule: Drop | str) -> Drop:
         ValueError: an unknown name.
         TypeError: neither a rule nor a string.
     """
-    if isinstance(rule, str):
-        if rule not in _NAMED:
-            raise ValueError(f"drop must be one of {sorted(_NAMED)} or a rule of dendnorm.drop, got {rule!r}")
-        return _NAMED[rule]()
-    if isinstance(rule, type) or not isinstance(rule, Drop):
-        raise TypeError(f"drop must be a rule of dendnorm.drop or its name, got {rule!r}")
-    return rule
+    return resolved("drop", rule, _NAMED, Drop)

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 
 from . import _ops
-from .observing import ACTIVATIONS, GRADIENTS, Reduce, Turn, strongest_empty
+from .observing import ACTIVATIONS, GRADIENTS, Reduce, Turn, resolved, strongest_empty
 from .similarity import Similarity
 
 __all__ = ["Cosine", "Gradient", "Grow", "Random", "resolve"]
@@ -154,10 +154,4 @@ def resolve(rule: Grow | str) -> Grow:
         ValueError: an unknown name.
         TypeError: neither a rule nor a string.
     """
-    if isinstance(rule, str):
-        if rule not in _NAMED:
-            raise ValueError(f"grow must be one of {sorted(_NAMED)} or a rule of dendnorm.grow, got {rule!r}")
-        return _NAMED[rule]()
-    if isinstance(rule, type) or not isinstance(rule, Grow):
-        raise TypeError(f"grow must be a rule of dendnorm.grow or its name, got {rule!r}")
-    return rule
+    return resolved("grow", rule, _NAMED, Grow)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from . import _ops
 from .layers import SparseLinear
 
-__all__ = ["ACTIVATIONS", "GRADIENTS", "Observed", "Observer", "Reduce", "Turn", "strongest_empty"]
+__all__ = ["ACTIVATIONS", "GRADIENTS", "Observed", "Observer", "Reduce", "Turn", "resolved", "strongest_empty"]
 
 ACTIVATIONS, GRADIENTS = "activations", "gradients"
 
@@ -179,3 +180,14 @@ def strongest_empty(
         best = best.new_empty(k + 1).scatter_(0, place, candidates)[:k]
         best_keys = best_keys.new_empty(k + 1).scatter_(0, place, keys)[:k]
     return best_keys
+
+
+def resolved(kind: str, rule: Any, named: Mapping[str, Callable[[], Any]], protocol: type) -> Any:
+    """A rule of ``dendnorm.drop`` or ``dendnorm.grow`` (`kind`) from its name, or the same object; else its error."""
+    if isinstance(rule, str):
+        if rule not in named:
+            raise ValueError(f"{kind} must be one of {sorted(named)} or a rule of dendnorm.{kind}, got {rule!r}")
+        return named[rule]()
+    if isinstance(rule, type) or not isinstance(rule, protocol):
+        raise TypeError(f"{kind} must be a rule of dendnorm.{kind} or its name, got {rule!r}")
+    return rule
