@@ -75,11 +75,6 @@ View rows_of(const Pattern& p) {
 
 inline bool is_per_row(const at::Tensor& excitability) { return excitability.dim() == 1 && excitability.size(0) != 1; }
 
-// Whether every e_i / D_i is 1.
-inline bool is_identity(const at::Tensor& excitability, const Norm& norm) {
-  return norm.a == 0 && norm.b == 0 && !excitability.defined();
-}
-
 // A layer as the kernels of either device know it.
 template <class Layer, class T>
 Layer layer_of(const at::Tensor& weight, const at::Tensor& excitability, const Pattern& pattern, const Norm& norm) {
