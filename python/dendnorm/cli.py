@@ -63,11 +63,12 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--matched",
         action="store_true",
-        help="starts matched to the number n of inputs: biases 0, output weights N(0, 1/n), a control's values s/n"
-        " N(0, 1)",
+        help="starts matched to the number n of inputs: biases 0, output weights N(0, 1/n), sparse weights act as"
+        " N(0, 2/n)",
     )
     parser.add_argument("--epsilon", type=float, default=0.2, help="share of connections that exist")
     parser.add_argument("--zeta", type=float, default=0.15, help="share of connections rewired after each epoch")
+    parser.add_argument("--zeta-schedule", choices=("constant", "cosine"), default="constant", help="of that share")
     parser.add_argument("--s", type=float, default=25.0, help="excitability at the start")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first trial; the next ones count up")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -77,7 +78,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
 
 _TRAINING_OPTIONS = (
     *("trials", "epochs", "batch", "lr", "activation", "epsilon", "zeta", "s", "seed", "device", "convolution"),
-    *("momentum", "weight_decay", "dropout", "schedule", "matched"),
+    *("momentum", "weight_decay", "dropout", "schedule", "zeta_schedule", "matched"),
 )
 
 

@@ -108,16 +108,20 @@ def locate(name: str, root: str | Path | None) -> Path | None:
 
 
 def hold_out(data: DataSet, examples: int) -> DataSet:
-    """The last training examples take the place of the test examples, and are trained on no more.
+    """Training examples drawn at random, the same on every call, take the place of the test examples.
+
+    At random, because files may be sorted by class. They are trained on no more; the others keep their order.
 
     Raises:
         ValueError: not fewer than there are.
     """
-    if not 0 < examples < len(data.train_targets):
-        raise ValueError(f"validation must be in [1, {len(data.train_targets) - 1}] for {data.name}, got {examples}")
-    inputs, targets = data.train_inputs, data.train_targets
-    return replace(data, train_inputs=inputs[:-examples], train_targets=targets[:-examples],
-                   test_inputs=inputs[-examples:], test_targets=targets[-examples:])  # fmt: skip
+    count = len(data.train_targets)
+    if not 0 < examples < count:
+        raise ValueError(f"validation must be in [1, {count - 1}] for {data.name}, got {examples}")
+    held = torch.zeros(count, dtype=torch.bool)
+    held[torch.randperm(count, generator=torch.Generator().manual_seed(0))[:examples]] = True
+    return replace(data, train_inputs=data.train_inputs[~held], train_targets=data.train_targets[~held],
+                   test_inputs=data.train_inputs[held], test_targets=data.train_targets[held])  # fmt: skip
 
 
 def guess(root: str | Path) -> str:

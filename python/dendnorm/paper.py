@@ -20,22 +20,27 @@ from ._report import markdown_table, write_text
 __all__ = ["EXPERIMENTS", "Experiment", "Grid", "Panel", "collect", "run", "table"]
 
 
+SEARCHED = ("lr", "s", "dropout")  # the settings that a grid chooses
+
+
 @dataclass(frozen=True)
 class Grid:
-    """An equal search for every norm: all pairs of a learning rate and an excitability, one trial each, the accuracy
-    before rewiring on held-out training examples decides."""
+    """An equal search for every norm: all combinations of a learning rate, an excitability and a share that is dropped
+    out, one trial each; the accuracy before rewiring on held-out training examples decides."""
 
     lr: tuple[float, ...]
     s: tuple[float, ...]
+    dropout: tuple[float, ...] = (0.0,)
     epochs: int = 2
     validation: int = 10_000
     seed: int = 10_000  # not one of the trials that follow
 
     def candidates(self, settings: training.Settings, norm: str) -> list[training.Settings]:
-        """Every point; one for each learning rate where s changes nothing."""
-        excitabilities = self.s if norm != "none" or settings.matched else (settings.s,)
+        """Every point, with one s where there is none to choose."""
+        excitabilities = self.s if norm != "none" else (settings.s,)
         search = replace(settings, epochs=self.epochs, validation=self.validation, seed=self.seed, trials=1, inspect=())
-        return [replace(search, lr=lr, s=s) for lr, s in itertools.product(self.lr, excitabilities)]
+        points = itertools.product(self.lr, excitabilities, self.dropout)
+        return [replace(search, lr=lr, s=s, dropout=dropout) for lr, s, dropout in points]
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,11 @@ _FIRST = tuple(
 _INSIDE = Panel("784-100-10, MNIST", replace(_BASE, data="mnist", trials=3, inspect=(0, 1, 5, 10)))
 _ORDERS = (1, 2, 3, 4, 5)
 _NORMS = ("l0", *(f"lp:{p}" for p in _ORDERS), "l0-variable", *(f"lp-variable:{p}" for p in _ORDERS))
-_GRID = Grid(lr=(0.01, 0.03, 0.1, 0.3, 1.0), s=(8.0, 25.0))
-_TABLE_GRID = Grid(lr=(0.03, 0.1, 0.3), s=(4.0, 12.0))
+_GRID = Grid(lr=(0.01, 0.03, 0.1, 0.3, 1.0), s=(8.0, 25.0, 80.0, 160.0))
+_TABLE_GRID = Grid(lr=(0.03, 0.1, 0.3), s=(25.0, 50.0, 100.0, 200.0), dropout=(0.0, 0.3), epochs=8)
+# No decay of weights: for w = (s / n) v, that of v is one of w that is (n / s)^2 times as strong.
 _TABLE = training.Settings(hidden=(1000, 1000, 1000), epsilon=0.04, activation="relu", batch=100, momentum=0.9,
-                           weight_decay=0.0002, dropout=0.3, schedule="cosine", matched=True, trials=2,
-                           epochs=50)  # fmt: skip
+                           schedule="cosine", zeta_schedule="cosine", matched=True, trials=2, epochs=60)  # fmt: skip
 
 EXPERIMENTS: dict[str, Experiment] = {
     "1D": Experiment(
@@ -191,9 +196,9 @@ def _chosen(
     for settings, record in zip(candidates, trials.run(jobs, folder, workers, progress), strict=True):
         failed = "failed" in record
         accuracy = None if failed else record["epochs"][-1]["before"]["test_accuracy"]
-        points.append({"lr": settings.lr, "s": settings.s, "validation_accuracy": accuracy})
+        points.append({name: getattr(settings, name) for name in SEARCHED} | {"validation_accuracy": accuracy})
     best = max(points, key=lambda point: point["validation_accuracy"] or 0.0)
-    return replace(panel.settings, lr=best["lr"], s=best["s"]), points
+    return replace(panel.settings, **{name: best[name] for name in SEARCHED}), points
 
 
 def collect(
@@ -226,7 +231,9 @@ def collect(
         result = {"title": panel.title, "settings": settings, "published": panel.published, "runs": runs}
         result["summary"] = training.summarise(result)
         if panel.grid is not None:
-            result["chosen"] = {norm: {"lr": picked.lr, "s": picked.s} for norm, (picked, _) in chosen.items()}
+            result["chosen"] = {
+                norm: {name: getattr(picked, name) for name in SEARCHED} for norm, (picked, _) in chosen.items()
+            }
             result["grid"] = {norm: points for norm, (_, points) in chosen.items()}
         results.append(result)
     return results
@@ -238,7 +245,8 @@ def _quick(panel: Panel) -> Panel:
     inspect = (0, epochs) if panel.settings.inspect else ()
     settings = replace(panel.settings, trials=1, epochs=epochs, inspect=inspect)
     if panel.grid is not None:  # its middle instead of a search
-        settings = replace(settings, lr=panel.grid.lr[len(panel.grid.lr) // 2], s=panel.grid.s[0])
+        middle = {name: getattr(panel.grid, name) for name in SEARCHED}
+        settings = replace(settings, **{name: values[len(values) // 2] for name, values in middle.items()})
     return replace(panel, settings=settings, grid=None)
 
 
@@ -338,14 +346,14 @@ def _cell(values: dict[str, list[float]], epoch: int, factor: int, digits: int) 
 
 
 def _learning_table(results: dict[str, Any]) -> list[str]:
-    head = ["network", "norm", "lr", "s", "trials", "epochs", "accuracy before rewiring, %", "after, %"]
+    head = ["network", "norm", *SEARCHED, "trials", "epochs", "accuracy before rewiring, %", "after, %"]
     head += ["training cost before", "after", "paper, %"]
     rows = []
     for panel in results["panels"]:
         for norm, entry in panel["summary"].items():
             chosen = panel.get("chosen", {}).get(norm, panel["settings"])
-            cells = [panel["title"], entry["label"], f"{chosen['lr']:g}", f"{chosen['s']:g}", str(entry["trials"])]
-            cells.append(str(len(entry["epochs"])))
+            cells = [panel["title"], entry["label"], *(f"{chosen[name]:g}" for name in SEARCHED)]
+            cells += [str(entry["trials"]), str(len(entry["epochs"]))]
             cells += [_cell(entry[phase]["test_accuracy"], -1, 100, 2) for phase in training.PHASES]
             cells += [_cell(entry[phase]["train_cost"], -1, 1, 4) for phase in training.PHASES]
             published = panel["published"].get(norm)
@@ -398,8 +406,8 @@ def table(results: dict[str, Any]) -> str:
     settings = results["panels"][0]["settings"]
     lines.append(
         f"{settings['activation']} units, {training.optimiser(settings)}, minibatch {settings['batch']},"
-        f" {settings['schedule']} learning rate, dropout {settings['dropout']:g},"
-        f" {settings['zeta']:.0%} rewired after each epoch, seeds {settings['seed']} to"
+        f" {settings['schedule']} learning rate, {settings['zeta']:.0%} rewired after each epoch"
+        f" ({settings['zeta_schedule']}), seeds {settings['seed']} to"
         f" {settings['seed'] + settings['trials'] - 1}. Last epoch, test data, mean and standard deviation over trials."
     )
     if results["quick"]:

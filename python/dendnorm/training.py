@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import _ops, analysis, norms
+from . import _ops, analysis, norms, schedules
 from . import data as data_module
 from ._extras import require
 from ._report import markdown_table, write_text
@@ -54,10 +54,13 @@ class Settings:
         momentum, weight_decay: of SGD; decay is for the weights of sparse and dense layers.
         dropout: share of each hidden layer's outputs that is set to 0 in training.
         schedule: "constant", or "cosine": the learning rate falls to 0 over all steps as half a cosine.
+        zeta_schedule: "constant", or "cosine": the share that is rewired falls to 0 over the epochs as half a cosine
+            (``schedules.Cosine``), so that nothing new comes when the learning rate is too small for it.
         matched: starts are matched to the number of inputs, as deep networks need: biases are 0, output weights are
-            N(0, 1 / inputs), and a network without excitability starts, and regrows, with values s / n times those of
-            N(0, 1), n the mean number of afferents of its layer: like the normalised ones that it is compared with.
-        validation: the last so many training examples are held out and take the place of the test examples.
+            N(0, 1 / inputs), and sparse layers start and regrow with weights that act as N(0, 2 / n), n the mean
+            number of afferents of the layer (He et al. 2015): the same with and without excitability, so that s decides
+            the length of a step alone. Norms with a power of ||v|| keep N(0, 1): the length of v is nothing to them.
+        validation: so many training examples are held out and take the place of the test examples (``data.hold_out``).
         inspect: epochs after whose rewiring the first sparse layer's ``analysis.snapshot`` is recorded; 0: before
             training.
 
@@ -84,6 +87,7 @@ class Settings:
     weight_decay: float = 0.0
     dropout: float = 0.0
     schedule: str = "constant"
+    zeta_schedule: str = "constant"
     matched: bool = False
     validation: int = 0
     inspect: tuple[int, ...] = ()
@@ -107,7 +111,8 @@ class Settings:
         check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
         check("weight_decay", math.isfinite(self.weight_decay) and self.weight_decay >= 0, "finite and at least 0")
         check("dropout", 0 <= self.dropout < 1, "in [0, 1)")
-        check("schedule", self.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
+        for name in ("schedule", "zeta_schedule"):
+            check(name, getattr(self, name) in SCHEDULES, f"one of {', '.join(SCHEDULES)}")
         check("validation", self.validation >= 0, "at least 0")
 
 
@@ -216,9 +221,11 @@ def _pointwise(settings: Settings) -> str:
 
 def _std(layer: SparseLinear, settings: Settings) -> float:
     """Standard deviation of the values that a layer starts and regrows with: see ``Settings.matched``."""
-    if not settings.matched or layer.norm.scales:
+    if not settings.matched or layer.norm.b != 0:
         return 1.0
-    return settings.s * layer.out_features / layer.nnz
+    afferents = layer.nnz / layer.out_features
+    factor = settings.s / afferents**layer.norm.a if layer.norm.scales else 1.0
+    return math.sqrt(2 / afferents) / abs(factor)
 
 
 class _Rewiring(SET):
@@ -227,7 +234,9 @@ class _Rewiring(SET):
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int
     ) -> None:
-        super().__init__(model, optimizer, zeta=settings.zeta, seed=seed)
+        falls = settings.zeta_schedule == "cosine"
+        zeta = schedules.Cosine(settings.zeta, settings.epochs) if falls else settings.zeta
+        super().__init__(model, optimizer, zeta=zeta, seed=seed)
         self.settings = settings
 
     def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:

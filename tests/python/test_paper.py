@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -150,24 +151,37 @@ def test_killed_run_goes_on_to_the_same_file(root, tmp_path):
 
 
 def test_grid_is_equal_and_chosen_on_held_out_training_data(tmp_path, monkeypatch):
-    grid = Grid(lr=(1e-4, 0.1), s=(1.0, 10.0), epochs=3, validation=300)
+    grid = Grid(lr=(1e-4, 0.1), s=(1.0, 10.0), dropout=(0.0, 0.9), epochs=3, validation=300)
     (result,) = paper.collect([Panel("digits", SMALL, grid)], tmp_path, progress=False)
-    assert [(p["lr"], p["s"]) for p in result["grid"]["l0"]] == [(1e-4, 1), (1e-4, 10), (0.1, 1), (0.1, 10)]
-    assert [p["lr"] for p in result["grid"]["none"]] == [1e-4, 0.1]
+
+    def tried(norm, *names):
+        return [tuple(point[name] for name in names) for point in result["grid"][norm]]
+
+    assert tried("l0", "lr", "s", "dropout") == list(itertools.product(grid.lr, grid.s, grid.dropout))
+    assert tried("none", "lr", "dropout") == list(itertools.product(grid.lr, grid.dropout))
     for norm in ("none", "l0"):
         best = max(result["grid"][norm], key=lambda p: p["validation_accuracy"])
-        assert (result["chosen"][norm]["lr"], result["chosen"][norm]["s"]) == (best["lr"], best["s"])
+        assert result["chosen"][norm] == {name: best[name] for name in ("lr", "s", "dropout")}
         assert best["lr"] == 0.1
     identities = [json.loads(p.read_text())["identity"] for p in tmp_path.glob("*.json")]
     assert {i["seed"] for i in identities if i["validation"]} == {grid.seed}
     assert {i["validation"] for i in identities} == {0, 300}
 
 
-def test_held_out_examples_are_training_examples():
+def test_held_out_examples_are_training_examples_of_every_class():
     whole = training.load_data(replace(SMALL), torch.device("cpu"))
-    split = training.load_data(replace(SMALL, validation=200), torch.device("cpu"))
-    assert torch.equal(split.test_inputs, whole.train_inputs[-200:])
-    assert torch.equal(split.train_inputs, whole.train_inputs[:-200])
+    order = whole.train_targets.argsort(stable=True)  # as files that are sorted by class come
+    whole = replace(whole, train_inputs=whole.train_inputs[order], train_targets=whole.train_targets[order])
+    split = data.hold_out(whole, 200)
+    assert len(split.test_targets) == 200 and set(split.test_targets.tolist()) == set(range(10))
+
+    def rows(inputs, targets):
+        return sorted((*row, target) for row, target in zip(inputs.tolist(), targets.tolist(), strict=True))
+
+    both = rows(split.train_inputs, split.train_targets) + rows(split.test_inputs, split.test_targets)
+    assert sorted(both) == rows(whole.train_inputs, whole.train_targets)
+    again = data.hold_out(whole, 200)
+    assert torch.equal(again.test_inputs, split.test_inputs)
     with pytest.raises(ValueError, match="validation"):
         training.load_data(replace(SMALL, validation=10_000), torch.device("cpu"))
 
@@ -352,17 +366,39 @@ def test_descent_is_torch_s_sgd(options, schedule):
         torch.testing.assert_close(mine, theirs, msg=name, rtol=1e-4, atol=1e-5)
 
 
-def test_matched_control_starts_and_regrows_like_the_normalised():
+@pytest.mark.parametrize("norm", ["none", "l0", "l0-variable"])
+def test_matched_networks_start_and_regrow_with_the_weights_of_he(norm):
+    # 400 inputs at 25 %: 100 afferents for each neuron, so that weights that act are N(0, 2 / 100)
     settings = replace(SMALL, matched=True, hidden=(40,), epsilon=0.25, s=8.0, zeta=0.5)
-    built = {norm: training.build_network((1, 20, 20), 10, settings, norm, 0) for norm in ("none", "l0")}
-    spread = {norm: analysis.first_sparse(model)[1].effective_weight().std().item() for norm, model in built.items()}
-    assert spread["none"] == pytest.approx(8 / 100, rel=0.05) and spread["none"] == pytest.approx(spread["l0"], rel=0.1)
-    layer = analysis.first_sparse(built["none"])[1]
+    model = training.build_network((1, 20, 20), 10, settings, norm, 0)
+    layer = analysis.first_sparse(model)[1]
+    wanted = math.sqrt(2 / 100)
+    assert layer.effective_weight().std().item() == pytest.approx(wanted, rel=0.1)
+    assert not layer.bias.any() and not model[-1].bias.any()
+    factor = 8 / 100 if norm != "none" else 1.0
     with torch.no_grad():
         layer.weight.mul_(1e-3).add_(1e3)  # whatever is small afterwards is new
-    training._Rewiring(built["none"], None, settings, 0).step()
+    training._Rewiring(model, None, settings, 0).step()
     new = layer.weight.detach()[layer.weight.detach() < 500]
-    assert len(new) == layer.nnz // 2 and new.std().item() == pytest.approx(8 / 100, rel=0.1)
+    assert len(new) == layer.nnz // 2 and new.std().item() * factor == pytest.approx(wanted, rel=0.1)
+
+
+def test_norms_of_the_length_of_v_start_and_regrow_as_ever():
+    settings = replace(SMALL, matched=True, hidden=(40,), epsilon=0.25)
+    layer = analysis.first_sparse(training.build_network((1, 20, 20), 10, settings, "weight_norm", 0))[1]
+    assert layer.weight.std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_the_share_that_is_rewired_falls_to_nothing_as_a_cosine(tmp_path):
+    settings = replace(SMALL, epochs=4, trials=1, norms=("l0",), zeta=0.4, zeta_schedule="cosine", hidden=(40,))
+    model = training.build_network((1, 20, 20), 10, settings, "l0", 0)
+    rewirer = training._Rewiring(model, None, settings, 0)
+    nnz = analysis.first_sparse(model)[1].nnz
+    replaced = [rewirer.step().layers[0].k for _ in range(4)]
+    assert replaced == [round(0.4 * (1 + math.cos(math.pi * step / 4)) / 2 * nnz) for step in (1, 2, 3, 4)]
+    (record,) = training.run(settings, tmp_path, progress=False)["runs"]
+    last = record["epochs"][-1]
+    assert last["before"] == last["after"] and record["epochs"][0]["before"] != record["epochs"][0]["after"]
 
 
 def test_dropout_is_off_when_measured_and_repeats_with_the_seed(tmp_path):
@@ -392,7 +428,8 @@ def test_train_takes_the_options(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "option, value",
-    [("momentum", 1.0), ("weight_decay", -1.0), ("dropout", 1.0), ("schedule", "step"), ("convolution", -1),
+    [("momentum", 1.0), ("weight_decay", -1.0), ("dropout", 1.0), ("schedule", "step"), ("zeta_schedule", "step"),
+     ("convolution", -1),
      ("validation", -1)],
 )  # fmt: skip
 def test_settings_name_what_is_wrong(option, value):
