@@ -143,6 +143,7 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
   f.x = batch_major(x.get(), inputs);
   f.y = batch_major(y.get(), outputs);
   f.rows = {p.row_start.data(), p.column_index.data(), p.perm.data()};
+  f.columns = {p.column_start.data(), p.row_index.data(), nullptr};
   f.values = values.get();
   f.bias = bias.get();
   f.threads = with;

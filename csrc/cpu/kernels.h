@@ -38,12 +38,12 @@ struct Factors {
   const T* second = nullptr;
 };
 
-// Y = X W^T + bias over the row view.
+// Y = X W^T + bias, over the row view or, for a single sample, the column view.
 template <class T>
 struct Forward {
   std::int64_t samples, inputs, outputs, connections;
   Activations x, y;
-  View rows;
+  View rows, columns;
   const T* values;
   Factors<T> factors;
   const T* bias;         // null: none
@@ -61,10 +61,14 @@ struct Columns {
   View columns;
   const T* values;  // read where dx is wanted
   Factors<T> factors;
+  // (M,), null: `factors` apply. Where the factor of every row is row_scale[row] * scale, the first is taken into dY as
+  // it is packed and the second into the results, so that nothing is looked up for a connection.
+  const T* row_scale;
+  T scale;
   T* gradient;                // (nnz,), null: not wanted
   bool finish;                // multiply G by the factor of its row, which makes it dV where b = 0
-  const double* dot_weights;  // (M,), null: not wanted
-  double* dots;               // (N,): sum over column j of dot_weights[row] G v, before `finish`
+  const double* dot_weights;  // (M,), null: not wanted, or row_scale in its place
+  double* dots;               // (N,), null: not wanted; sum over column j of dot_weights[row] G v, before `finish`
   T* bias_gradient;           // (M,), null: not wanted
   std::byte* workspace;       // columns_workspace bytes, aligned to 64
   Threads threads;

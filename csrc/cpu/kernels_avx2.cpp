@@ -14,10 +14,12 @@ struct Limits;
 template <>
 struct Limits<float> {
   static constexpr int kWidth = 32;
+  static constexpr int kColumnsWidth = 32;
 };
 template <>
 struct Limits<double> {
   static constexpr int kWidth = 16;
+  static constexpr int kColumnsWidth = 16;
 };
 
 template <class F>

@@ -18,11 +18,13 @@ template <class T>
 struct Limits;
 template <>
 struct Limits<float> {
-  static constexpr int kWidth = 64;
+  static constexpr int kWidth = 32;
+  static constexpr int kColumnsWidth = 64;
 };
 template <>
 struct Limits<double> {
   static constexpr int kWidth = 32;
+  static constexpr int kColumnsWidth = 32;
 };
 
 struct F16 {

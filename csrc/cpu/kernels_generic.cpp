@@ -11,10 +11,12 @@ struct Limits;
 template <>
 struct Limits<float> {
   static constexpr int kWidth = 16;
+  static constexpr int kColumnsWidth = 16;
 };
 template <>
 struct Limits<double> {
   static constexpr int kWidth = 8;
+  static constexpr int kColumnsWidth = 8;
 };
 
 template <class T>

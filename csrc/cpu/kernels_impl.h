@@ -1,7 +1,7 @@
 // The kernels themselves, over a vector type. Included once by every kernels_*.cpp after it has defined, in an
 // anonymous namespace, for T = float and double:
 //
-//   Limits<T>::kWidth                     the widest tile, in samples
+//   Limits<T>::kWidth, kColumnsWidth      the widest tile, in samples, of the forward pass and of the pass over columns
 //   with_width(T{}, width, f)             calls f.operator()<Vec, NV>() with Vec::kLanes * NV == width, for 4 <= width
 //   Vec: Scalar, V, kLanes; load, store (aligned), zero, set1, mul, add, fma, sum, reduce4, reduce8
 //   Square<T>: kSide, Row; load<A>, store<A>, transpose over kSide rows, the unit of packing
@@ -25,8 +25,8 @@ using dendnorm::cpu::View;
 using i32 = std::int32_t;
 using i64 = std::int64_t;
 
-constexpr i64 kBlock = 16;  // neurons whose tiles pass through the first-level cache together
-constexpr int kMaxWidth = 64;
+constexpr i64 kGrain = 16;   // neurons: work is cut between multiples of it
+constexpr i64 kBlock = 128;  // neurons whose tiles are held between the product and their transposition, at most
 constexpr i64 kAlign = 64;
 
 DENDNORM_INLINE i64 smaller(i64 x, i64 y) { return x < y ? x : y; }
@@ -96,11 +96,20 @@ inline i64 part_begin(const i32* start, i64 segments, i64 part, i64 parts) {
   if (part >= parts) return segments;
   const i64 cost = start[segments] + 4 * segments;
   const i64 segment = segment_at(start, segments, cost / parts * part);
-  return smaller(segments, (segment + kBlock / 2) / kBlock * kBlock);
+  return smaller(segments, (segment + kGrain / 2) / kGrain * kGrain);
 }
 
+// How many neurons are packed or unpacked at a time. Rows whose distance is a multiple of 1 KiB share few sets of a
+// cache, which loses their lines soon: the more of every row is used at once, the fewer lines are fetched twice.
+inline i64 block_of(const Activations& x) {
+  const i64 size = x.type == Type::kFloat64 ? 8 : x.type == Type::kFloat32 ? 4 : 2;
+  return !x.feature_major && x.stride * size % 1024 == 0 ? kBlock : kBlock / 2;
+}
+
+constexpr i64 kWorthThreads = 30000;  // connections times samples
+
 inline int worthwhile_threads(const Threads& threads, i64 connections, i64 samples, i64 neurons) {
-  return connections * samples + 4 * neurons * samples < 30000 ? 1 : threads.count;
+  return connections * samples + 4 * neurons * samples < kWorthThreads ? 1 : threads.count;
 }
 
 // ---- Packing: (samples, neurons) in any layout and type <-> [neurons][width] in T ----
@@ -288,6 +297,16 @@ inline bool usable_in_place(const Activations& x, const Tiles& tiles) {
          bytes % 2048 != 0;
 }
 
+// The rows of one tile where they lie: feature-major, whole and aligned. Null where they must be packed and unpacked.
+template <class T>
+inline T* rows_in_place(const Activations& x, i64 sample, i64 samples, i64 width) {
+  const Type type = sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32;
+  if (!x.feature_major || x.type != type || samples != width) return nullptr;
+  T* rows = static_cast<T*>(x.data) + sample;
+  const i64 misfit = reinterpret_cast<std::uintptr_t>(rows) % kAlign;
+  return misfit == 0 && x.stride * static_cast<i64>(sizeof(T)) % kAlign == 0 ? rows : nullptr;
+}
+
 template <class T>
 inline i64 slab_bytes(const Tiles& tiles, i64 neurons) {
   return aligned(tiles.total() * neurons * static_cast<i64>(sizeof(T)));
@@ -350,18 +369,34 @@ template <class T>
 struct ForwardPlan {
   Tiles tiles;
   bool in_place, permute;
+  i64 spread;         // 0, or the parts of the columns, which spread their inputs over the outputs
   i64 slabs, values;  // bytes
 };
 
-// In the loop a value that lies in column order costs a second index; in a copy in row order it does not, but that
-// pays only where the values are read again for another tile, or where they fall out of the near caches.
+constexpr i64 kSpreadBytes = 128 * 1024;
+
+// A single sample is faster to compute over the columns, whose values and indices are read in order, as long as the
+// outputs that they add to stay near. Every part of the columns has sums of its own; how many there are decides the
+// order of addition, so it follows from the work and not from the threads.
+template <class T>
+i64 spread_of(const Forward<T>& f) {
+  if (f.samples != 1 || f.outputs * static_cast<i64>(sizeof(T)) > kSpreadBytes) return 0;
+  i64 parts = 1;
+  while (parts < 8 && f.connections >= kWorthThreads * parts) parts *= 2;
+  return parts;
+}
+
+// In the loop a value that lies in column order costs a second index; in a copy in row order it does not, but that pays
+// only where the values are read again for another tile.
 template <class T>
 ForwardPlan<T> plan_forward(const Forward<T>& f) {
   ForwardPlan<T> plan;
   plan.tiles = tiles_of(f.samples, Limits<T>::kWidth);
   plan.in_place = usable_in_place<T>(f.x, plan.tiles);
   plan.permute = f.rows.perm != nullptr && plan.tiles.count() > 1;
+  plan.spread = spread_of(f);
   plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, f.inputs);
+  if (plan.spread > 0) plan.slabs = plan.spread * slab_bytes<T>(plan.tiles, f.outputs);
   plan.values = plan.permute ? aligned(f.connections * static_cast<i64>(sizeof(T))) : 0;
   return plan;
 }
@@ -372,14 +407,24 @@ std::size_t forward_workspace(const Forward<T>& f) {
   return static_cast<std::size_t>(plan.slabs + plan.values);
 }
 
+// The output of a row, from its sum.
+template <class T>
+DENDNORM_INLINE T finished(const Forward<T>& f, i64 i, T sum) {
+  if (f.factors.first != nullptr) sum *= f.factors.first[i];
+  if (f.factors.second != nullptr) sum *= f.factors.second[i];
+  return f.bias != nullptr ? sum + f.bias[i] : sum;
+}
+
 template <class Vec, int NV, bool kPerm>
 inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename Vec::Scalar* slab, i64 stride,
                          const typename Vec::Scalar* values, i64 sample, i64 samples, i64 begin, i64 end) {
   using T = typename Vec::Scalar;
   constexpr i64 kWidth = Vec::kLanes * NV;
   alignas(kAlign) T block[kBlock * kWidth];
-  for (i64 i0 = begin; i0 < end; i0 += kBlock) {
-    const i64 count = smaller(kBlock, end - i0);
+  const i64 step = block_of(f.y);
+  T* rows = rows_in_place<T>(f.y, sample, samples, kWidth);
+  for (i64 i0 = begin; i0 < end; i0 += step) {
+    const i64 count = smaller(step, end - i0);
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
       typename Vec::V acc[NV];
@@ -400,10 +445,11 @@ inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename 
 #pragma GCC unroll 8
         for (int t = 0; t < NV; ++t) acc[t] = Vec::add(acc[t], bias);
       }
+      T* out = rows != nullptr ? rows + i * f.y.stride : block + r * kWidth;
 #pragma GCC unroll 8
-      for (int t = 0; t < NV; ++t) Vec::store(block + r * kWidth + t * Vec::kLanes, acc[t]);
+      for (int t = 0; t < NV; ++t) Vec::store(out + t * Vec::kLanes, acc[t]);
     }
-    unpack(block, kWidth, f.y, sample, samples, i0, count);
+    if (rows == nullptr) unpack(block, kWidth, f.y, sample, samples, i0, count);
   }
 }
 
@@ -414,12 +460,25 @@ inline void forward_single(const Forward<T>& f, const T* x, const T* values, i64
     const i64 count = smaller(kBlock, end - i0);
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
-      T sum = row_dot<T, kPerm>(x, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1]);
-      if (f.factors.first != nullptr) sum *= f.factors.first[i];
-      if (f.factors.second != nullptr) sum *= f.factors.second[i];
-      block[r] = f.bias != nullptr ? sum + f.bias[i] : sum;
+      block[r] =
+          finished(f, i, row_dot<T, kPerm>(x, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1]));
     }
     unpack(block, 1, f.y, 0, 1, i0, count);
+  }
+}
+
+// Where part `part` of `parts` of the neurons begins.
+inline i64 grain_begin(i64 neurons, i64 part, i64 parts) {
+  return smaller(neurons, divided_up(neurons, kGrain) * part / parts * kGrain);
+}
+
+// One item for each thread.
+template <class F>
+void in_threads(const Threads& threads, int count, F& body) {
+  if (count == 1) {
+    body(0, 1);
+  } else {
+    threads(count, body);
   }
 }
 
@@ -428,6 +487,55 @@ inline i64 parts_per_tile(i64 tiles, int threads) {
   i64 parts = 1;
   while (parts < threads && tiles * parts % threads != 0) ++parts;
   return parts;
+}
+
+// sums = what the columns begin to end give.
+template <class T>
+inline void spread_single(const Forward<T>& f, T* sums, i64 begin, i64 end) {
+  T x_block[kBlock];
+  for (i64 i = 0; i < f.outputs; ++i) sums[i] = 0;
+  for (i64 j0 = begin; j0 < end; j0 += kBlock) {
+    const i64 count = smaller(kBlock, end - j0);
+    pack(f.x, 0, 1, j0, count, x_block, 1);
+    for (i64 r = 0; r < count; ++r) {
+      const T x = x_block[r];
+      for (i64 k = f.columns.start[j0 + r]; k < f.columns.start[j0 + r + 1]; ++k) {
+        sums[f.columns.index[k]] += f.values[k] * x;
+      }
+    }
+  }
+}
+
+// The outputs, from the sums of all parts.
+template <class T>
+inline void gather_single(const Forward<T>& f, const T* sums, i64 parts) {
+  T block[kBlock];
+  for (i64 i0 = 0; i0 < f.outputs; i0 += kBlock) {
+    const i64 count = smaller(kBlock, f.outputs - i0);
+    for (i64 r = 0; r < count; ++r) {
+      T sum = sums[i0 + r];
+      for (i64 p = 1; p < parts; ++p) sum += sums[p * f.outputs + i0 + r];
+      block[r] = finished(f, i0 + r, sum);
+    }
+    unpack(block, 1, f.y, 0, 1, i0, count);
+  }
+}
+
+template <class T>
+void forward_spread(const Forward<T>& f, i64 parts, int threads) {
+  T* sums = reinterpret_cast<T*>(f.workspace);
+  auto compute = [&](i64 first, i64 last) {
+    for (i64 part = first; part < last; ++part) {
+      spread_single(f, sums + part * f.outputs, part_begin(f.columns.start, f.inputs, part, parts),
+                    part_begin(f.columns.start, f.inputs, part + 1, parts));
+    }
+  };
+  if (threads == 1) {
+    compute(0, parts);
+  } else {
+    f.threads(parts, compute);
+  }
+  gather_single(f, sums, parts);
 }
 
 template <class T>
@@ -440,34 +548,23 @@ void forward(const Forward<T>& f) {
   const Slabs<T> slabs{plan.in_place ? static_cast<T*>(f.x.data) : packed, f.inputs,
                        plan.in_place && f.samples > 1 ? f.x.stride : 0};
   const int threads = worthwhile_threads(f.threads, f.connections, f.samples, f.inputs + f.outputs);
+  if (plan.spread > 0) return forward_spread(f, plan.spread, threads);
 
+  // Every thread packs the tiles, or pieces of one, that it then reads.
   const i64 pack_parts = plan.in_place ? 0 : parts_per_tile(tiles.count(), threads);
-  const i64 pack_items = pack_parts * tiles.count();
-  const i64 permute_items = plan.permute ? threads : 0;
-  if (pack_items + permute_items > 0) {
-    auto prepare = [&](i64 begin, i64 end) {
-      for (i64 item = begin; item < end; ++item) {
-        if (item < permute_items) {
-          const i64 from = f.connections * item / permute_items, to = f.connections * (item + 1) / permute_items;
-          for (i64 k = from; k < to; ++k) permuted[k] = f.values[f.rows.perm[k]];
-          continue;
-        }
-        const i64 t = (item - permute_items) / pack_parts, part = (item - permute_items) % pack_parts;
-        const i64 blocks = divided_up(f.inputs, kBlock);
-        const i64 from = blocks * part / pack_parts * kBlock;
-        const i64 to = smaller(f.inputs, blocks * (part + 1) / pack_parts * kBlock);
-        const i64 width = tiles.width_of(t);
-        if (from < to) {
-          pack(f.x, tiles.begin(t), tiles.samples_of(t), from, to - from, slabs.tile(tiles, t) + from * width, width);
-        }
-      }
-    };
-    if (threads == 1) {
-      prepare(0, pack_items + permute_items);
-    } else {
-      f.threads(pack_items + permute_items, prepare);
+  const i64 pieces = pack_parts * tiles.count();
+  auto prepare = [&](i64 begin, i64 end) {
+    if (plan.permute) {
+      const i64 from = f.connections * begin / threads, to = f.connections * end / threads;
+      for (i64 k = from; k < to; ++k) permuted[k] = f.values[f.rows.perm[k]];
     }
-  }
+    for (i64 piece = pieces * begin / threads; piece < pieces * end / threads; ++piece) {
+      const i64 t = piece / pack_parts, part = piece % pack_parts, width = tiles.width_of(t);
+      const i64 from = grain_begin(f.inputs, part, pack_parts), to = grain_begin(f.inputs, part + 1, pack_parts);
+      pack(f.x, tiles.begin(t), tiles.samples_of(t), from, to - from, slabs.tile(tiles, t) + from * width, width);
+    }
+  };
+  if (pieces > 0 || plan.permute) in_threads(f.threads, threads, prepare);
 
   const T* values = plan.permute ? permuted : f.values;
   const bool perm = f.rows.perm != nullptr && !plan.permute;
@@ -509,9 +606,9 @@ struct ColumnsPlan {
 template <class T>
 ColumnsPlan<T> plan_columns(const Columns<T>& c) {
   ColumnsPlan<T> plan;
-  plan.tiles = tiles_of(c.samples, Limits<T>::kWidth);
-  plan.in_place = usable_in_place<T>(c.dy, plan.tiles);
-  plan.scaled = c.dx.data != nullptr && c.factors.first != nullptr;
+  plan.tiles = tiles_of(c.samples, Limits<T>::kColumnsWidth);
+  plan.in_place = c.row_scale == nullptr && usable_in_place<T>(c.dy, plan.tiles);
+  plan.scaled = c.row_scale == nullptr && c.dx.data != nullptr && c.factors.first != nullptr;
   plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, c.outputs);
   plan.values = plan.scaled ? aligned(c.connections * static_cast<i64>(sizeof(T))) : 0;
   plan.sums = c.bias_gradient != nullptr ? aligned(plan.tiles.count() * c.outputs * static_cast<i64>(sizeof(T))) : 0;
@@ -524,16 +621,35 @@ std::size_t columns_workspace(const Columns<T>& c) {
   return static_cast<std::size_t>(plan.slabs + plan.values + plan.sums);
 }
 
+template <class T>
+inline double dot(const T* x, const T* y, i64 count) {
+  double sums[8] = {};
+  i64 k = 0;
+  for (; k + 8 <= count; k += 8) {
+#pragma GCC unroll 8
+    for (int u = 0; u < 8; ++u) sums[u] += static_cast<double>(x[k + u]) * y[k + u];
+  }
+  for (; k < count; ++k) sums[0] += static_cast<double>(x[k]) * y[k];
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
 // After the last tile: what the column's gradients still need.
 template <class T>
 DENDNORM_INLINE void finish_column(const Columns<T>& c, i64 j) {
   const i64 begin = c.columns.start[j], end = c.columns.start[j + 1];
-  if (c.dot_weights != nullptr) {
-    double dot = 0;
-    for (i64 k = begin; k < end; ++k) {
-      dot += c.dot_weights[c.columns.index[k]] * (static_cast<double>(c.gradient[k]) * c.values[k]);
+  if (c.row_scale != nullptr) {
+    if (c.dots != nullptr) c.dots[j] = dot(c.gradient + begin, c.values + begin, end - begin);
+    if (c.finish && c.scale != T(1)) {
+      for (i64 k = begin; k < end; ++k) c.gradient[k] *= c.scale;
     }
-    c.dots[j] = dot;
+    return;
+  }
+  if (c.dots != nullptr) {
+    double sum = 0;
+    for (i64 k = begin; k < end; ++k) {
+      sum += c.dot_weights[c.columns.index[k]] * (static_cast<double>(c.gradient[k]) * c.values[k]);
+    }
+    c.dots[j] = sum;
   }
   if (c.finish && c.factors.first != nullptr) {
     for (i64 k = begin; k < end; ++k) c.gradient[k] *= c.factors.first[c.columns.index[k]];
@@ -586,15 +702,19 @@ inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename 
   constexpr int kChains = NV == 1 ? 2 : 1;
   alignas(kAlign) T x_block[kDw ? kBlock * kWidth : 1];
   alignas(kAlign) T dx_block[kDx ? kBlock * kWidth : 1];
-  for (i64 j0 = begin; j0 < end; j0 += kBlock) {
-    const i64 count = smaller(kBlock, end - j0);
-    if constexpr (kDw) pack(c.x, sample, samples, j0, count, x_block, kWidth);
+  const i64 step = larger(kDw ? block_of(c.x) : 0, kDx ? block_of(c.dx) : 0);
+  const T* x_rows = kDw ? rows_in_place<T>(c.x, sample, samples, kWidth) : nullptr;
+  T* dx_rows = kDx ? rows_in_place<T>(c.dx, sample, samples, kWidth) : nullptr;
+  for (i64 j0 = begin; j0 < end; j0 += step) {
+    const i64 count = smaller(step, end - j0);
+    if (kDw && x_rows == nullptr) pack(c.x, sample, samples, j0, count, x_block, kWidth);
     for (i64 r = 0; r < count; ++r) {
       const i64 j = j0 + r;
       typename Vec::V x[NV], acc[kChains][NV];
       if constexpr (kDw) {
+        const T* from = x_rows != nullptr ? x_rows + j * c.x.stride : x_block + r * kWidth;
 #pragma GCC unroll 8
-        for (int t = 0; t < NV; ++t) x[t] = Vec::load(x_block + r * kWidth + t * Vec::kLanes);
+        for (int t = 0; t < NV; ++t) x[t] = Vec::load(from + t * Vec::kLanes);
       }
 #pragma GCC unroll 8
       for (int t = 0; t < NV; ++t) {
@@ -615,18 +735,38 @@ inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename 
         column_group<Vec, NV, 1, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, c.gradient + k, !first);
       }
       if constexpr (kDx) {
+        T* out = dx_rows != nullptr ? dx_rows + j * c.dx.stride : dx_block + r * kWidth;
 #pragma GCC unroll 8
         for (int t = 0; t < NV; ++t) {
-          const auto sum = kChains == 2 ? Vec::add(acc[0][t], acc[kChains - 1][t]) : acc[0][t];
-          Vec::store(dx_block + r * kWidth + t * Vec::kLanes, sum);
+          auto sum = kChains == 2 ? Vec::add(acc[0][t], acc[kChains - 1][t]) : acc[0][t];
+          if (c.row_scale != nullptr) sum = Vec::mul(sum, Vec::set1(c.scale));
+          Vec::store(out + t * Vec::kLanes, sum);
         }
       }
       if constexpr (kDw) {
         if (last) finish_column(c, j);
       }
     }
-    if constexpr (kDx) unpack(dx_block, kWidth, c.dx, sample, samples, j0, count);
+    if (kDx && dx_rows == nullptr) unpack(dx_block, kWidth, c.dx, sample, samples, j0, count);
   }
+}
+
+// One sample: dy is loaded once for both of a connection's products, as in the tiles.
+template <class T, bool kDx, bool kDw>
+inline T column_single(const T* dy, const i32* row, const T* values, T x, T* gradient, i64 begin, i64 end) {
+  T sums[4] = {};
+  const auto step = [&](i64 k, T& sum) {
+    const T d = dy[row[k]];
+    if constexpr (kDw) gradient[k] = x * d;
+    if constexpr (kDx) sum += values[k] * d;
+  };
+  i64 k = begin;
+  for (; k + 4 <= end; k += 4) {
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) step(k + u, sums[u]);
+  }
+  for (; k < end; ++k) step(k, sums[0]);
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 template <class T, bool kDx, bool kDw>
@@ -637,12 +777,10 @@ inline void columns_single(const Columns<T>& c, const T* dy, const T* values, i6
     if constexpr (kDw) pack(c.x, 0, 1, j0, count, x_block, 1);
     for (i64 r = 0; r < count; ++r) {
       const i64 from = c.columns.start[j0 + r], to = c.columns.start[j0 + r + 1];
-      if constexpr (kDw) {
-        const T x = x_block[r];
-        for (i64 k = from; k < to; ++k) c.gradient[k] = x * dy[c.columns.index[k]];
-        finish_column(c, j0 + r);
-      }
-      if constexpr (kDx) dx_block[r] = row_dot<T, false>(dy, c.columns.index, nullptr, values, from, to);
+      dx_block[r] =
+          column_single<T, kDx, kDw>(dy, c.columns.index, values, kDw ? x_block[r] : T(0), c.gradient, from, to);
+      if (c.row_scale != nullptr) dx_block[r] *= c.scale;
+      if constexpr (kDw) finish_column(c, j0 + r);
     }
     if constexpr (kDx) unpack(dx_block, 1, c.dx, 0, 1, j0, count);
   }
@@ -690,23 +828,19 @@ void columns(const Columns<T>& c) {
 
   const bool visit = !plan.in_place || c.bias_gradient != nullptr;
   const i64 pack_parts = visit ? parts_per_tile(tiles.count(), threads) : 0;
-  const i64 pack_items = pack_parts * tiles.count();
-  const i64 scale_items = plan.scaled ? threads : 0;
+  const i64 pieces = pack_parts * tiles.count();
   auto prepare = [&](i64 begin, i64 end) {
-    for (i64 item = begin; item < end; ++item) {
-      if (item < scale_items) {
-        const i64 from = c.connections * item / scale_items, to = c.connections * (item + 1) / scale_items;
-        const i32* row = c.columns.index;
-        for (i64 k = from; k < to; ++k) scaled[k] = c.values[k] * c.factors.first[row[k]];
-        if (c.factors.second != nullptr) {
-          for (i64 k = from; k < to; ++k) scaled[k] *= c.factors.second[row[k]];
-        }
-        continue;
+    if (plan.scaled) {
+      const i64 from = c.connections * begin / threads, to = c.connections * end / threads;
+      const i32* row = c.columns.index;
+      for (i64 k = from; k < to; ++k) scaled[k] = c.values[k] * c.factors.first[row[k]];
+      if (c.factors.second != nullptr) {
+        for (i64 k = from; k < to; ++k) scaled[k] *= c.factors.second[row[k]];
       }
-      const i64 t = (item - scale_items) / pack_parts, part = (item - scale_items) % pack_parts;
-      const i64 blocks = divided_up(c.outputs, kBlock);
-      const i64 from = blocks * part / pack_parts * kBlock;
-      const i64 to = smaller(c.outputs, blocks * (part + 1) / pack_parts * kBlock);
+    }
+    for (i64 piece = pieces * begin / threads; piece < pieces * end / threads; ++piece) {
+      const i64 t = piece / pack_parts, part = piece % pack_parts;
+      const i64 from = grain_begin(c.outputs, part, pack_parts), to = grain_begin(c.outputs, part + 1, pack_parts);
       const i64 width = tiles.width_of(t), stride = slabs.stride(tiles, t);
       T* slab = slabs.tile(tiles, t);
       for (i64 i0 = from; i0 < to; i0 += kBlock) {
@@ -717,16 +851,16 @@ void columns(const Columns<T>& c) {
         if (c.bias_gradient != nullptr) {
           for (i64 i = i0; i < i0 + count; ++i) sums[t * c.outputs + i] = sum_of(slab + i * stride, width);
         }
+        if (c.row_scale != nullptr) {
+          for (i64 i = i0; i < i0 + count; ++i) {
+            const T scale = c.row_scale[i];
+            for (i64 b = i * stride; b < i * stride + width; ++b) slab[b] *= scale;
+          }
+        }
       }
     }
   };
-  if (pack_items + scale_items > 0) {
-    if (threads == 1) {
-      prepare(0, pack_items + scale_items);
-    } else {
-      c.threads(pack_items + scale_items, prepare);
-    }
-  }
+  if (pieces > 0 || plan.scaled) in_threads(c.threads, threads, prepare);
   if (c.bias_gradient != nullptr) {
     for (i64 i = 0; i < c.outputs; ++i) {
       T sum = 0;
@@ -739,7 +873,7 @@ void columns(const Columns<T>& c) {
   const bool dx = c.dx.data != nullptr, dw = c.gradient != nullptr;
   if (tiles.count() == 0) {
     for (i64 k = 0; dw && k < c.connections; ++k) c.gradient[k] = 0;
-    for (i64 j = 0; c.dot_weights != nullptr && j < c.inputs; ++j) c.dots[j] = 0;
+    for (i64 j = 0; c.dots != nullptr && j < c.inputs; ++j) c.dots[j] = 0;
     return;
   }
   auto compute = [&](i64 begin, i64 end) {
@@ -755,11 +889,7 @@ void columns(const Columns<T>& c) {
       }
     }
   };
-  if (threads == 1) {
-    compute(0, 1);
-  } else {
-    c.threads(threads, compute);
-  }
+  in_threads(c.threads, threads, compute);
 }
 
 const Kernels table{forward<float>,           forward<double>,          columns<float>,

@@ -6,6 +6,10 @@
 #include <torch/library.h>
 
 #include <array>
+#include <cmath>
+#include <cstddef>
+#include <memory>
+#include <new>
 #include <numeric>
 #include <optional>
 #include <tuple>
@@ -47,15 +51,41 @@ void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
 
 cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
 
-struct Bytes {
-  Tensor tensor;
-  std::byte* data;
-};
+// Memory for one call of a kernel. A thread keeps what its calls needed, up to a limit: the allocator tends to give
+// blocks of this size back to the system after a step, and to get them again, page by page, for the next.
+class Workspace {
+ public:
+  explicit Workspace(std::size_t bytes) {
+    constexpr std::size_t kKept = std::size_t{32} << 20;
+    if (bytes > kKept) {
+      own_ = allocate(bytes);
+      data_ = own_.get();
+      return;
+    }
+    thread_local Memory kept;
+    thread_local std::size_t size = 0;
+    if (size < bytes) {
+      size = 0;
+      kept.reset();
+      kept = allocate(bytes);
+      size = bytes;
+    }
+    data_ = kept.get();
+  }
+  std::byte* data() const { return data_; }
 
-Bytes bytes(std::size_t count) {
-  Tensor tensor = at::empty({static_cast<std::int64_t>(count)}, at::TensorOptions().dtype(at::kByte));
-  return {tensor, reinterpret_cast<std::byte*>(tensor.mutable_data_ptr())};
-}
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(std::byte* memory) const { ::operator delete(memory, kLine); }
+  };
+  using Memory = std::unique_ptr<std::byte, Free>;
+
+  static Memory allocate(std::size_t bytes) { return Memory(static_cast<std::byte*>(::operator new(bytes, kLine))); }
+
+  Memory own_;
+  std::byte* data_ = nullptr;
+};
 
 template <class T>
 cpu::Layer<T> threaded_layer(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
@@ -80,17 +110,48 @@ struct RowFactors {
   }
 };
 
+// 1 / D of a row where b = 0.
+template <class T>
+double inverse_d(const cpu::Layer<T>& layer, std::int64_t row) {
+  return measure_row(layer.norm, layer.view.start[row + 1] - layer.view.start[row], NoValues{}).inverse_d;
+}
+
+// The factors of all rows as 1 / D times one number for all. Usable where that is what they are and neither part takes
+// what it is multiplied by out of the range of T.
+template <class T>
+struct RowScale {
+  bool usable = false;
+  std::unique_ptr<T[]> data;
+  T scale = 1;
+
+  RowScale() = default;
+  explicit RowScale(const cpu::Layer<T>& layer) {
+    constexpr double kSmall = 0x1p-40, kLarge = 0x1p40;
+    if (layer.norm.b != 0 || layer.excitability.per_row) return;
+    const double e = layer.excitability.of(0);
+    if (e != 0 && !(std::fabs(e) > kSmall && std::fabs(e) < kLarge)) return;
+    scale = static_cast<T>(e);
+    data.reset(new T[static_cast<std::size_t>(layer.rows)]);
+    for (std::int64_t i = 0; i < layer.rows; ++i) {
+      const double row = inverse_d(layer, i);
+      if (row != 0 && !(row > kSmall && row < kLarge)) return;
+      data[i] = static_cast<T>(row);
+    }
+    usable = true;
+  }
+};
+
 template <class T>
 void run_columns(cpu::Columns<T>& c) {
   const auto& kernels = cpu::kernels();
   c.threads = threads();
   if constexpr (std::is_same_v<T, float>) {
-    const Bytes workspace = bytes(kernels.columns_workspace_f32(c));
-    c.workspace = workspace.data;
+    const Workspace workspace(kernels.columns_workspace_f32(c));
+    c.workspace = workspace.data();
     kernels.columns_f32(c);
   } else {
-    const Bytes workspace = bytes(kernels.columns_workspace_f64(c));
-    c.workspace = workspace.data;
+    const Workspace workspace(kernels.columns_workspace_f64(c));
+    c.workspace = workspace.data();
     kernels.columns_f64(c);
   }
 }
@@ -125,17 +186,18 @@ struct Backend {
     f.x = x.activations;
     f.y = y.activations;
     f.rows = rows_of<cpu::View>(pattern);
+    f.columns = columns_of<cpu::View>(pattern);
     f.values = weight.const_data_ptr<T>();
     f.factors = factors.factors;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
     f.threads = threads();
     if constexpr (std::is_same_v<T, float>) {
-      const Bytes workspace = bytes(kernels.forward_workspace_f32(f));
-      f.workspace = workspace.data;
+      const Workspace workspace(kernels.forward_workspace_f32(f));
+      f.workspace = workspace.data();
       kernels.forward_f32(f);
     } else {
-      const Bytes workspace = bytes(kernels.forward_workspace_f64(f));
-      f.workspace = workspace.data;
+      const Workspace workspace(kernels.forward_workspace_f64(f));
+      f.workspace = workspace.data();
       kernels.forward_f64(f);
     }
   }
@@ -167,27 +229,33 @@ struct Backend {
     }
     c.columns = columns_of<cpu::View>(pattern);
     c.values = layer.values;
-    std::optional<RowFactors<T>> factors;
-    if (mask[0] || (mask[1] && !rows_pass)) {
-      factors.emplace(layer);
-      c.factors = factors->factors;
-    }
     Tensor gradient;
     if (wants_values) {
       gradient = at::empty_like(weight);
       c.gradient = gradient.mutable_data_ptr<T>();
     }
     c.finish = mask[1] && !rows_pass;
+    const bool wants_dots = wants_e && !rows_pass, scales = norm.a != 0 || norm.b != 0 || excitability.defined();
+    const RowScale<T> row_scale = scales && !rows_pass ? RowScale<T>(layer) : RowScale<T>();
+    std::optional<RowFactors<T>> factors;
     std::vector<double> dot_weights, dots;
-    if (wants_e && !rows_pass) {
-      dot_weights.resize(c.outputs);
-      for (std::int64_t i = 0; i < c.outputs; ++i) {
-        const std::int64_t count = layer.view.start[i + 1] - layer.view.start[i];
-        dot_weights[i] = measure_row(norm, count, NoValues{}).inverse_d;
-      }
+    if (wants_dots) {
       dots.resize(c.inputs);
-      c.dot_weights = dot_weights.data();
       c.dots = dots.data();
+    }
+    if (row_scale.usable) {
+      c.row_scale = row_scale.data.get();
+      c.scale = row_scale.scale;
+    } else {
+      if (mask[0] || c.finish) {
+        factors.emplace(layer);
+        c.factors = factors->factors;
+      }
+      if (wants_dots) {
+        dot_weights.resize(c.outputs);
+        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = inverse_d(layer, i);
+        c.dot_weights = dot_weights.data();
+      }
     }
     if (mask[2]) {
       gradients.bias = at::empty({c.outputs}, weight.options());

@@ -192,7 +192,8 @@ inline Pattern pattern_of(std::mt19937& random, const Shape& shape) {
   return p;
 }
 
-enum class Scale { kNone, kFirst, kBoth };
+// Of the rows: 1, one factor, the product of two, or one that is taken apart into a row's own and one for all.
+enum class Scale { kNone, kFirst, kBoth, kApart };
 
 template <class T>
 struct Case {
@@ -215,6 +216,7 @@ struct Case {
       draw(random, second.data(), i, scalar);
       draw(random, bias.data(), i, scalar);
       draw(random, weights.data(), i, Type::kFloat64);
+      if (scale == Scale::kApart) weights[i] = first[i];
     }
     x.fill(random);
     dy.fill(random);
@@ -229,7 +231,8 @@ struct Case {
   // What row i is multiplied by.
   long double factor(i64 i) const {
     return (scale != Scale::kNone ? static_cast<long double>(first[i]) : 1) *
-           (scale == Scale::kBoth ? static_cast<long double>(second[i]) : 1);
+           (scale == Scale::kBoth ? static_cast<long double>(second[i]) : 1) *
+           (scale == Scale::kApart ? static_cast<long double>(for_all) : 1);
   }
   template <class View>
   View rows() const {
@@ -239,6 +242,8 @@ struct Case {
   View columns() const {
     return {pattern.column_start.data(), pattern.row_index.data(), nullptr};
   }
+
+  static constexpr T for_all = T(0.75);  // the part of the factors that all rows share
 
   Shape shape;
   i64 samples;
@@ -311,7 +316,8 @@ void expect_gradients(const Case<T>& test, const Wanted& wanted, const Gradients
       }
       dot += test.weights[i] * sum * test.values[k];
       dot_size += std::fabs(test.weights[i] * size * test.values[k]);
-      const long double scale = wanted.finish ? test.factor(i) : 1;
+      const long double packed = test.scale == Scale::kApart ? static_cast<long double>(test.first[i]) : 1;
+      const long double scale = wanted.finish ? test.factor(i) : packed;
       ASSERT_NEAR(got.gradient[k], static_cast<double>(scale * sum),
                   exact * static_cast<double>(1e-3 + std::fabs(scale) * size))
           << "gradient of connection " << k;

@@ -70,6 +70,7 @@ std::vector<double> forward(const Kernels& set, const Case<T>& test, bool bias, 
   f.x = test.x.template view<Activations>();
   f.y = y.view<Activations>();
   f.rows = test.template rows<View>();
+  f.columns = test.template columns<View>();
   f.values = test.values.data();
   f.factors = factors_of(test);
   f.threads = threads_of(threads);
@@ -111,11 +112,16 @@ Gradients columns(const Kernels& set, const Case<T>& test, const Wanted& wanted,
   if (wanted.dx) c.dx = dx.view<Activations>();
   c.columns = test.template columns<View>();
   c.values = test.values.data();
-  c.factors = factors_of(test);
+  if (test.scale == Scale::kApart) {
+    c.row_scale = test.first.data();
+    c.scale = test.for_all;
+  } else {
+    c.factors = factors_of(test);
+  }
   if (wanted.gradient) c.gradient = gradient.as<T>();
   c.finish = wanted.finish;
   if (wanted.dots) {
-    c.dot_weights = test.weights.data();
+    if (test.scale != Scale::kApart) c.dot_weights = test.weights.data();
     c.dots = dots.as<double>();
   }
   if (wanted.bias) c.bias_gradient = bias.as<T>();
@@ -163,6 +169,8 @@ void check_all(const Kernels& set, const Shape& shape, i64 samples, Type type, b
     check_columns(set, test, kWanted[random() % 2]);
     check_columns(set, test, kWanted[2 + random() % 4]);
   }
+  const Case<T> apart(random, shape, samples, type, feature_major, Scale::kApart);
+  for (const Wanted& wanted : kWanted) check_columns(set, apart, wanted);
 }
 
 TEST_P(EverySet, AgreesWithPlainSums) {
@@ -206,6 +214,23 @@ TEST_P(EverySet, SplitsLargeLayersWithTheSameBits) {
   check_all<double>(*GetParam().kernels, {300, 400, 0.1}, 70, Type::kFloat64, true, 301);
 }
 
+// One sample: sums over several parts of the columns, and rows where the outputs are too many to stay near.
+TEST_P(EverySet, TakesASingleSampleOfLargeLayers) {
+  check_all<float>(*GetParam().kernels, {400, 300, 0.8}, 1, Type::kFloat32, false, 302);
+  check_all<double>(*GetParam().kernels, {400, 300, 0.8}, 1, Type::kFloat64, false, 303);
+  check_all<float>(*GetParam().kernels, {5, 33000, 0.4}, 1, Type::kFloat32, false, 304);
+  check_all<double>(*GetParam().kernels, {5, 33000, 0.4}, 1, Type::kFloat64, true, 305);
+}
+
+// Batch-major rows that are multiples of 1 KiB apart are packed in longer runs than others.
+TEST_P(EverySet, PacksRowsThatShareCacheSets) {
+  for (const i64 samples : {3, 70}) {
+    check_all<float>(*GetParam().kernels, {512, 253, 0.05}, samples, Type::kFloat32, false, 306);
+    check_all<double>(*GetParam().kernels, {256, 381, 0.05}, samples, Type::kFloat64, false, 307);
+  }
+  check_all<float>(*GetParam().kernels, {512, 509, 0.05}, 33, Type::kBFloat16, false, 308);
+}
+
 // y = x where W is the identity: what comes in goes out, rounded to the nearest 16-bit value, ties to even.
 TEST_P(EverySet, RoundsToTheNearest) {
   const i64 n = 64, samples = 40;
@@ -232,6 +257,7 @@ TEST_P(EverySet, RoundsToTheNearest) {
                        from,
                        y.view<Activations>(),
                        {start.data(), index.data(), perm.data()},
+                       {start.data(), index.data(), nullptr},
                        ones.data(),
                        {},
                        nullptr,
