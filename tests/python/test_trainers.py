@@ -225,7 +225,15 @@ class WithLoss(nn.Module):
         return {"loss": nn.functional.mse_loss(out, labels), "logits": out}
 
 
-def hugging_face(folder: Path, schedule: dict, save_steps: int = 1000, report_to: str = "none", attach: bool = True):
+def hugging_face(
+    folder: Path,
+    *schedules: dict,
+    save_steps: int = 1000,
+    report_to: str = "none",
+    attach: bool = True,
+    max_steps: int = -1,
+    dataset: torch.utils.data.Dataset | None = None,
+):
     pytest.importorskip("transformers", reason="the package transformers is not installed")
     pytest.importorskip("accelerate", reason="the package accelerate is not installed")
     from transformers import Trainer, TrainingArguments
@@ -240,12 +248,15 @@ def hugging_face(folder: Path, schedule: dict, save_steps: int = 1000, report_to
         output_dir=str(folder), num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=0.01,
         lr_scheduler_type="constant", max_grad_norm=0.0, weight_decay=0.0, optim="adamw_torch", report_to=report_to,
         save_steps=save_steps, save_strategy="steps", logging_steps=4, use_cpu=True, disable_tqdm=True, seed=0,
+        max_steps=max_steps,
     )  # fmt: skip
-    callback = RewiringCallback(**schedule, zeta=0.3, seed=5)
+    callbacks = [RewiringCallback(**{"zeta": 0.3, "seed": 5, **schedule}) for schedule in schedules]
     model = WithLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    trainer = InOrder(model, arguments, train_dataset=Examples(), callbacks=[callback], optimizers=(optimizer, None))
-    if attach:
+    trainer = InOrder(
+        model, arguments, train_dataset=dataset or Examples(), callbacks=callbacks, optimizers=(optimizer, None)
+    )
+    for callback in callbacks if attach else ():
         callback.log_to(trainer)
     return model, trainer
 
@@ -273,6 +284,40 @@ def test_hugging_face_resumes(name, save, tmp_path):
         model.net[0].reset_parameters(seed=99)
     trainer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{save}"))
     assert_same(model.net, wanted)
+
+
+def test_hugging_face_resumes_several_callbacks(tmp_path):
+    both = [{"every_n_steps": 3, "zeta": 0.2, "seed": 1}, {"every_n_epochs": 1, "zeta": 0.3, "seed": 2}]
+    undisturbed, trainer = hugging_face(tmp_path / "whole", *both)
+    trainer.train()
+    hugging_face(tmp_path, *both, save_steps=4)[1].train()  # three checkpoints before the one that is used
+    model, trainer = hugging_face(tmp_path, *both)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert_same(model.net, undisturbed.net)
+    objects = [{"every_n_steps": 3, "zeta": lambda step: 0.1}, {"every_n_epochs": 1, "zeta": lambda step: 0.2}]
+    hugging_face(tmp_path / "objects", *objects, save_steps=4)[1].train()
+    with pytest.raises(ValueError, match="told apart"):
+        hugging_face(tmp_path / "objects", *objects)[1].train(
+            resume_from_checkpoint=str(tmp_path / "objects" / "checkpoint-8")
+        )
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Examples of unknown number: three steps of them."""
+
+    def __iter__(self):
+        return (Examples()[index] for index in range(3 * BATCH))
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "dataset", "wanted"),
+    [(STEPS + 4, None, [STEPS]), (2 * STEPS, None, [STEPS, 2 * STEPS]), (10, Stream(), [3, 6, 9])],
+    ids=["ends within an epoch", "ends with an epoch", "stream"],
+)
+def test_hugging_face_counts_epochs_that_are_done(max_steps, dataset, wanted, tmp_path):
+    _, trainer = hugging_face(tmp_path, {"every_n_epochs": 1}, max_steps=max_steps, dataset=dataset)
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "rewiring/number" in entry] == wanted
 
 
 @pytest.mark.feature("Hugging Face Trainer: rewiring in its TensorBoard log")

@@ -15,6 +15,15 @@ _callbacks = require("transformers.trainer_callback", "transformers")
 __all__ = ["RewiringCallback"]
 
 
+_NEARLY = 1e-6  # of an epoch, which trainers count in fractions
+
+
+def _whole_epochs(state: Any) -> int:
+    """How many epochs are done: one is where its last step is, and before that it is not."""
+    epoch = state.epoch or 0
+    return round(epoch) if abs(epoch - round(epoch)) < _NEARLY else int(epoch)
+
+
 class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState):
     """Rewires the sparse layers of a ``transformers.Trainer``'s model on a schedule.
 
@@ -32,7 +41,7 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
             ``dendnorm.integrations.core.ScheduledRewiring``; steps are steps of the optimizer.
 
     Raises:
-        TypeError, ValueError: as there.
+        TypeError, ValueError: as there; and on resuming, several callbacks that cannot be told apart.
         ImportError: on import of this module, without the package transformers; names the extra.
     """
 
@@ -46,21 +55,35 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
         self._trainer = weakref.ref(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any):
-        saved = state.stateful_callbacks.get(type(self).__name__)
-        if isinstance(saved, dict):
+        # A training from the start finds what the callbacks were made with there, and nothing to go on with.
+        saved = self._own(state.stateful_callbacks.get(type(self).__name__)) if state.global_step else None
+        if saved is not None:
             self.rewiring.load_state_dict(saved["attributes"]["saved"])
         while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
             optimizer = optimizer.optimizer
-        # An epoch is done where its last step is; before, the next one is not.
-        epoch = state.epoch or 0
-        whole = round(epoch) if abs(epoch - round(epoch)) < 1e-6 else int(epoch)
-        self._log(state, self.rewiring.start(model, [optimizer], state.global_step, whole))
+        self._log(state, self.rewiring.start(model, [optimizer], state.global_step, _whole_epochs(state)))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._log(state, self.rewiring.done("step", state.global_step))
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._log(state, self.rewiring.done("epoch", round(state.epoch)))
+        whole = _whole_epochs(state)
+        # A stream of unknown length ends its epoch anywhere; the last step of all may end the training within one.
+        ended = state.epoch > whole + _NEARLY and state.global_step < state.max_steps
+        self._log(state, self.rewiring.done("epoch", whole + ended))
+
+    def _own(self, saved: Any) -> dict[str, Any] | None:
+        """What this callback wrote. Of several, the trainer keeps a list, to which it adds at every checkpoint."""
+        if not isinstance(saved, list):
+            return saved
+        mine = self.state()["args"]
+        equal = [entry for entry in saved if entry["args"] == json.loads(json.dumps(mine))]
+        if mine is None and len(equal) > 1:
+            raise ValueError(
+                "several RewiringCallbacks of one trainer can be told apart in a checkpoint by their options only, and"
+                f" {len(equal)} in this one have options that are objects of Python; use one such callback"
+            )
+        return equal[-1] if equal else None
 
     def _log(self, state: Any, values: dict[str, float] | None) -> None:
         if values is None:
