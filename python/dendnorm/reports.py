@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 
@@ -70,6 +70,9 @@ class RewireReport(Sequence):
     def __getitem__(self, index: slice) -> tuple[LayerReport, ...]: ...
     def __getitem__(self, index):
         return self.layers[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"step": self.step, "_layers": self.layers, "_outcome": None}
 
     def __repr__(self) -> str:
         return f"RewireReport(step={self.step}, layers={self._layers!r})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -126,7 +127,7 @@ class SET:
         self._steps = 0  # rewirings so far
         self._calls = 0  # steps of the optimizer since the latest one
         self._pending: Outcome | None = None  # of the latest rewiring, until it is known
-        self._before: tuple[int, RewireReport | None] = (0, None)  # _steps and report before it
+        self._before: tuple[int, int, RewireReport | None] = (0, 0, None)  # _steps, _calls and report before it
         self._observer: Observer | None = None
         self._turn: Turn | None = None  # of the layer that is being planned
         self._layers()
@@ -178,7 +179,7 @@ class SET:
         for rewiring in planned:
             rewiring.write(worst)
         outcome = Outcome(status, [name for name, _ in layers], self._failed) if deferred else None
-        self._before = self._steps, self.report
+        self._before = self._steps, self._calls, self.report
         self._pending = outcome
         self._steps, self._calls = number, 0
         if self._observer is not None:
@@ -286,7 +287,19 @@ class SET:
     def _failed(self, outcome: Outcome) -> None:
         if outcome is self._pending:
             self._pending = None
-            self._steps, self.report = self._before
+            self._steps, calls, self.report = self._before
+            self._calls += (
+                calls  # beside those since: the next step of the optimizer rewires, as after a failure at once
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which hold nothing that a device is yet to say.
+
+        Raises:
+            ValueError: as ``state_dict``.
+        """
+        self._settle()
+        return self.__dict__
 
     def _after_optimizer_step(self, *_: object) -> None:
         if self._observer is not None:

@@ -388,6 +388,23 @@ def test_an_average_of_the_weights_follows_the_connections():
     assert torch.equal(averaged(x), copied(x))
 
 
+def test_an_average_follows_layers_that_share_a_weight():
+    first = SparseLinear(12, 12, density=0.3, seed=0)
+    second = SparseLinear(12, 12, density=0.3, seed=0)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.Tanh(), second)
+    averaged = copy.deepcopy(model)
+    report = SET(model, zeta=0.3).step()
+    follow(averaged, model, report)
+    for index in (0, 2):
+        assert torch.equal(averaged[index].row_indices, model[index].row_indices)
+        assert torch.equal(averaged[index].ccol_indices, model[index].ccol_indices)
+    fresh = torch.isin(first.edges()[1] * 12 + first.edges()[0], report[0].grown[1] * 12 + report[0].grown[0])
+    assert fresh.any() and torch.equal(averaged[0].weight[fresh], first.weight[fresh])
+    x = torch.randn(3, 12)
+    assert torch.equal(averaged(x), model(x))  # nothing was averaged since the copy was made
+
+
 def test_an_average_that_cannot_follow_is_refused_and_left_as_it_was():
     model = network()
     rewiring = SET(model, zeta=0.3)

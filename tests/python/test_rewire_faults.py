@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -280,6 +281,48 @@ def test_a_failure_is_told_once_unless_its_report_is_read(monkeypatch):
     rewire.step()
     rewire.load_state_dict({"seed": 1, "steps": 40, "calls": 0})  # another run: what failed before has no say in it
     assert rewire.state_dict()["steps"] == 40
+
+
+def test_after_a_failure_the_next_step_of_the_optimizer_rewires(deferred):
+    model = network()
+    optimizer = trained(model)
+    rewire = dendnorm.SET(model, optimizer, zeta=0.3, seed=5, every=3)
+    with torch.no_grad():
+        good = model[2].weight[7].item()
+        model[2].weight[7] = math.nan
+    for param in model.parameters():
+        param.grad = None  # the optimizer's steps change nothing
+    optimizer.step(), optimizer.step()
+    with pytest.raises(ValueError, match="layer '2'"):
+        optimizer.step()
+        rewire.state_dict()
+    assert rewire.state_dict() == {"seed": 5, "steps": 0, "calls": 3}
+    with torch.no_grad():
+        model[2].weight[7] = good
+    optimizer.step()
+    assert rewire.state_dict() == {"seed": 5, "steps": 1, "calls": 0}
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))], ids=["copy", "pickle"]
+)
+def test_copies_of_a_rewirer_and_of_its_report_wait_for_the_device(deferred, copied):
+    model = network()
+    rewire = dendnorm.SET(model, zeta=0.3, seed=5)
+    report = rewire.step()
+    theirs, again = copied(report), copied(rewire)
+    assert again.state_dict() == rewire.state_dict() and str(theirs) == str(report)
+    for mine, other in zip(report, theirs, strict=True):
+        assert all(map(torch.equal, (*mine.removed, *mine.grown), (*other.removed, *other.grown)))
+    assert [layer.k for layer in again.step()] == [layer.k for layer in rewire.step()]
+    with torch.no_grad():
+        model[2].weight[7] = math.nan
+    if deferred:
+        report = rewire.step()
+        for value in (report, rewire):
+            with pytest.raises(ValueError, match="layer '2'"):
+                copied(value)
+            rewire.step()  # told once; this one fails, too
 
 
 class Occupied(dendnorm.SET):
