@@ -2,7 +2,9 @@
 // dV, dbias), and of the same calls on a layer without connections, which pack, unpack and fork but multiply nothing.
 // JSON lines.
 //
-//     kernels THREADS IN OUT BATCH DENSITY [SECONDS]
+//     kernels THREADS IN OUT BATCH DENSITY [SECONDS [batch-major|feature-major]]
+//
+// Activations come and go batch-major, as a model's inputs do, or feature-major, as between the layers of a chain.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -12,6 +14,7 @@
 #include <cstdlib>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -120,7 +123,7 @@ struct Times {
   i64 nnz;
 };
 
-Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads, double seconds) {
+Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads, double seconds, bool feature_major) {
   const Pattern p = pattern_of(inputs, outputs, density);
   const i64 nnz = static_cast<i64>(p.perm.size());
   const auto values = array<float>(nnz), gradient = array<float>(nnz), x = array<float>(inputs * samples),
@@ -134,14 +137,16 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
 
   const Threads with{run_pool, threads};
   const Kernels& set = kernels();
-  const auto batch_major = [](float* data, i64 neurons) { return Activations{data, neurons, false, Type::kFloat32}; };
+  const auto activations = [&](float* data, i64 neurons) {
+    return Activations{data, feature_major ? samples : neurons, feature_major, Type::kFloat32};
+  };
   Forward<float> f{};
   f.samples = samples;
   f.inputs = inputs;
   f.outputs = outputs;
   f.connections = nnz;
-  f.x = batch_major(x.get(), inputs);
-  f.y = batch_major(y.get(), outputs);
+  f.x = activations(x.get(), inputs);
+  f.y = activations(y.get(), outputs);
   f.rows = {p.row_start.data(), p.column_index.data(), p.perm.data()};
   f.columns = {p.column_start.data(), p.row_index.data(), nullptr};
   f.values = values.get();
@@ -154,9 +159,9 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
   c.inputs = inputs;
   c.outputs = outputs;
   c.connections = nnz;
-  c.dy = batch_major(dy.get(), outputs);
+  c.dy = activations(dy.get(), outputs);
   c.x = f.x;
-  c.dx = batch_major(dx.get(), inputs);
+  c.dx = activations(dx.get(), inputs);
   c.columns = {p.column_start.data(), p.row_index.data(), nullptr};
   c.values = values.get();
   c.gradient = gradient.get();
@@ -185,7 +190,7 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
 
 int main(int argc, char** argv) {
   if (argc < 6) {
-    std::fprintf(stderr, "usage: kernels THREADS IN OUT BATCH DENSITY [SECONDS]\n");
+    std::fprintf(stderr, "usage: kernels THREADS IN OUT BATCH DENSITY [SECONDS [batch-major|feature-major]]\n");
     return 2;
   }
   const int threads = std::max(1, std::atoi(argv[1]));
@@ -195,16 +200,22 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "kernels: sizes must be positive and the density in [0, 1]\n");
     return 2;
   }
+  const std::string layout = argc > 7 ? argv[7] : "batch-major";
+  if (layout != "batch-major" && layout != "feature-major") {
+    std::fprintf(stderr, "kernels: the layout must be batch-major or feature-major, got %s\n", layout.c_str());
+    return 2;
+  }
+  const bool feature_major = layout == "feature-major";
   pool = std::make_unique<Pool>(threads);
-  const Times times = measure(inputs, outputs, samples, density, threads, seconds);
-  const Times empty = measure(inputs, outputs, samples, 0, threads, seconds / 4);
+  const Times times = measure(inputs, outputs, samples, density, threads, seconds, feature_major);
+  const Times empty = measure(inputs, outputs, samples, 0, threads, seconds / 4, feature_major);
   std::printf(
       "{\"in\": %lld, \"out\": %lld, \"batch\": %lld, \"density\": %g, \"nnz\": %lld, \"threads\": %d, "
-      "\"instruction_set\": \"%s\", \"forward_ms\": %.5f, \"backward_ms\": %.5f, "
+      "\"layout\": \"%s\", \"instruction_set\": \"%s\", \"forward_ms\": %.5f, \"backward_ms\": %.5f, "
       "\"least_forward_ms\": %.5f, \"least_backward_ms\": %.5f, "
       "\"empty_forward_ms\": %.5f, \"empty_backward_ms\": %.5f}\n",
       static_cast<long long>(inputs), static_cast<long long>(outputs), static_cast<long long>(samples), density,
-      static_cast<long long>(times.nnz), threads, capability(), times.forward, times.columns, times.least_forward,
-      times.least_columns, empty.least_forward, empty.least_columns);
+      static_cast<long long>(times.nnz), threads, layout.c_str(), capability(), times.forward, times.columns,
+      times.least_forward, times.least_columns, empty.least_forward, empty.least_columns);
   return 0;
 }

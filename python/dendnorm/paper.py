@@ -246,7 +246,7 @@ def _quick(panel: Panel) -> Panel:
     settings = replace(panel.settings, trials=1, epochs=epochs, inspect=inspect)
     if panel.grid is not None:  # its middle instead of a search
         middle = {name: getattr(panel.grid, name) for name in SEARCHED}
-        settings = replace(settings, **{name: values[len(values) // 2] for name, values in middle.items()})
+        settings = replace(settings, **{name: values[(len(values) - 1) // 2] for name, values in middle.items()})
     return replace(panel, settings=settings, grid=None)
 
 
