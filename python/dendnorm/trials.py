@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -129,11 +130,19 @@ def _train_all(waiting: dict[Path, Job], workers: int, progress: bool) -> None:
 
 
 def _start(told: Any) -> None:
-    """A worker's beginning: one thread, and Ctrl-C is the parent's business."""
+    """A worker's beginning: one thread, Ctrl-C is the parent's business, and no end of the parent is outlived."""
     global _progress
     _progress = told
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # a trial is written whole or not at all
 
 
 @functools.lru_cache(maxsize=1)
