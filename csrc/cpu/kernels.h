@@ -2,8 +2,8 @@
 //
 // Notation: B samples, N inputs, M outputs. A layer's values v lie in the order of its column view (grouped by input).
 // The batch is the vector dimension: activations are packed into slabs P[tile][neuron][width], one tile for up to 64
-// samples, so that one connection costs one aligned run of loads. No sum is split between threads, and nothing that
-// is chosen depends on their number, so the bits do not either.
+// samples, so that one connection costs one aligned run of loads. Where a sum is cut, and all else that is chosen,
+// follows from the shape and not from the number of threads, so the bits do not depend on it either.
 #pragma once
 
 #include <cstddef>
@@ -43,7 +43,7 @@ template <class T>
 struct Forward {
   std::int64_t samples, inputs, outputs, connections;
   Activations x, y;
-  View rows, columns;
+  View rows, columns;  // rows with perm
   const T* values;
   Factors<T> factors;
   const T* bias;         // null: none

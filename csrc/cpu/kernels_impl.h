@@ -351,15 +351,15 @@ DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, i64 stride, const
   }
 }
 
-template <class T, bool kPerm>
+template <class T>
 inline T row_dot(const T* x, const i32* index, const i32* perm, const T* values, i64 begin, i64 end) {
   T sums[4] = {};
   i64 k = begin;
   for (; k + 4 <= end; k += 4) {
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) sums[u] += (kPerm ? values[perm[k + u]] : values[k + u]) * x[index[k + u]];
+    for (int u = 0; u < 4; ++u) sums[u] += values[perm[k + u]] * x[index[k + u]];
   }
-  for (; k < end; ++k) sums[0] += (kPerm ? values[perm[k]] : values[k]) * x[index[k]];
+  for (; k < end; ++k) sums[0] += values[perm[k]] * x[index[k]];
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
@@ -393,7 +393,7 @@ ForwardPlan<T> plan_forward(const Forward<T>& f) {
   ForwardPlan<T> plan;
   plan.tiles = tiles_of(f.samples, Limits<T>::kWidth);
   plan.in_place = usable_in_place<T>(f.x, plan.tiles);
-  plan.permute = f.rows.perm != nullptr && plan.tiles.count() > 1;
+  plan.permute = plan.tiles.count() > 1;
   plan.spread = spread_of(f);
   plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, f.inputs);
   if (plan.spread > 0) plan.slabs = plan.spread * slab_bytes<T>(plan.tiles, f.outputs);
@@ -453,15 +453,14 @@ inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename 
   }
 }
 
-template <class T, bool kPerm>
+template <class T>
 inline void forward_single(const Forward<T>& f, const T* x, const T* values, i64 begin, i64 end) {
   T block[kBlock];
   for (i64 i0 = begin; i0 < end; i0 += kBlock) {
     const i64 count = smaller(kBlock, end - i0);
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
-      block[r] =
-          finished(f, i, row_dot<T, kPerm>(x, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1]));
+      block[r] = finished(f, i, row_dot(x, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1]));
     }
     unpack(block, 1, f.y, 0, 1, i0, count);
   }
@@ -472,13 +471,13 @@ inline i64 grain_begin(i64 neurons, i64 part, i64 parts) {
   return smaller(neurons, divided_up(neurons, kGrain) * part / parts * kGrain);
 }
 
-// One item for each thread.
+// The items, shared among so many threads.
 template <class F>
-void in_threads(const Threads& threads, int count, F& body) {
+void in_threads(const Threads& threads, int count, i64 items, F& body) {
   if (count == 1) {
-    body(0, 1);
+    body(0, items);
   } else {
-    threads(count, body);
+    threads(items, body);
   }
 }
 
@@ -530,11 +529,7 @@ void forward_spread(const Forward<T>& f, i64 parts, int threads) {
                     part_begin(f.columns.start, f.inputs, part + 1, parts));
     }
   };
-  if (threads == 1) {
-    compute(0, parts);
-  } else {
-    f.threads(parts, compute);
-  }
+  in_threads(f.threads, threads, parts, compute);
   gather_single(f, sums, parts);
 }
 
@@ -564,10 +559,9 @@ void forward(const Forward<T>& f) {
       pack(f.x, tiles.begin(t), tiles.samples_of(t), from, to - from, slabs.tile(tiles, t) + from * width, width);
     }
   };
-  if (pieces > 0 || plan.permute) in_threads(f.threads, threads, prepare);
+  if (pieces > 0 || plan.permute) in_threads(f.threads, threads, threads, prepare);
 
   const T* values = plan.permute ? permuted : f.values;
-  const bool perm = f.rows.perm != nullptr && !plan.permute;
   const i64 parts = parts_per_tile(tiles.count(), threads);
   auto compute = [&](i64 begin, i64 end) {
     for (i64 item = begin; item < end; ++item) {
@@ -577,21 +571,17 @@ void forward(const Forward<T>& f) {
       const T* slab = slabs.tile(tiles, t);
       const int width = tiles.width_of(t);
       if (width == 1) {
-        perm ? forward_single<T, true>(f, slab, values, from, to) : forward_single<T, false>(f, slab, values, from, to);
+        forward_single(f, slab, values, from, to);
         continue;
       }
       const i64 stride = slabs.stride(tiles, t), sample = tiles.begin(t), samples = tiles.samples_of(t);
       with_width(T{}, width, [&]<class Vec, int NV>() {
-        perm ? forward_tile<Vec, NV, true>(f, slab, stride, values, sample, samples, from, to)
-             : forward_tile<Vec, NV, false>(f, slab, stride, values, sample, samples, from, to);
+        plan.permute ? forward_tile<Vec, NV, false>(f, slab, stride, values, sample, samples, from, to)
+                     : forward_tile<Vec, NV, true>(f, slab, stride, values, sample, samples, from, to);
       });
     }
   };
-  if (threads == 1) {
-    compute(0, parts * tiles.count());
-  } else {
-    f.threads(parts * tiles.count(), compute);
-  }
+  in_threads(f.threads, threads, parts * tiles.count(), compute);
 }
 
 // ---- One pass over the columns ----
@@ -860,7 +850,7 @@ void columns(const Columns<T>& c) {
       }
     }
   };
-  if (pieces > 0 || plan.scaled) in_threads(c.threads, threads, prepare);
+  if (pieces > 0 || plan.scaled) in_threads(c.threads, threads, threads, prepare);
   if (c.bias_gradient != nullptr) {
     for (i64 i = 0; i < c.outputs; ++i) {
       T sum = 0;
@@ -889,7 +879,7 @@ void columns(const Columns<T>& c) {
       }
     }
   };
-  in_threads(c.threads, threads, compute);
+  in_threads(c.threads, threads, threads, compute);
 }
 
 const Kernels table{forward<float>,           forward<double>,          columns<float>,

@@ -116,8 +116,8 @@ double inverse_d(const cpu::Layer<T>& layer, std::int64_t row) {
   return measure_row(layer.norm, layer.view.start[row + 1] - layer.view.start[row], NoValues{}).inverse_d;
 }
 
-// The factors of all rows as 1 / D times one number for all. Usable where that is what they are and neither part takes
-// what it is multiplied by out of the range of T.
+// The factors of all rows as 1 / D times one number for all. Usable where that is what they are and both are of a size
+// that leaves ordinary activations and gradients in the range of T.
 template <class T>
 struct RowScale {
   bool usable = false;
@@ -236,7 +236,8 @@ struct Backend {
     }
     c.finish = mask[1] && !rows_pass;
     const bool wants_dots = wants_e && !rows_pass, scales = norm.a != 0 || norm.b != 0 || excitability.defined();
-    const RowScale<T> row_scale = scales && !rows_pass ? RowScale<T>(layer) : RowScale<T>();
+    const bool applies = scales && !rows_pass && (mask[0] || wants_values);
+    const RowScale<T> row_scale = applies ? RowScale<T>(layer) : RowScale<T>();
     std::optional<RowFactors<T>> factors;
     std::vector<double> dot_weights, dots;
     if (wants_dots) {

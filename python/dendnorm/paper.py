@@ -25,8 +25,8 @@ SEARCHED = ("lr", "s", "dropout")  # the settings that a grid chooses
 
 @dataclass(frozen=True)
 class Grid:
-    """An equal search for every norm: all combinations of a learning rate, an excitability and a share that is dropped
-    out, one trial each; the accuracy before rewiring on held-out training examples decides."""
+    """The same search for every norm: all combinations of a learning rate, an excitability (of those that have one) and
+    a share that is dropped out, one trial each; the accuracy before rewiring on held-out training examples decides."""
 
     lr: tuple[float, ...]
     s: tuple[float, ...]

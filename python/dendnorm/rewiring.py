@@ -288,9 +288,9 @@ class SET:
         if outcome is self._pending:
             self._pending = None
             self._steps, calls, self.report = self._before
-            self._calls += (
-                calls  # beside those since: the next step of the optimizer rewires, as after a failure at once
-            )
+            # Besides those since: the optimizer's next step rewires, as after a failure at once.
+            self._calls += calls
+            self._observe_if_due()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles, which hold nothing that a device is yet to say.

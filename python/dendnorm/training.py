@@ -57,9 +57,10 @@ class Settings:
         zeta_schedule: "constant", or "cosine": the share that is rewired falls to 0 over the epochs as half a cosine
             (``schedules.Cosine``), so that nothing new comes when the learning rate is too small for it.
         matched: starts are matched to the number of inputs, as deep networks need: biases are 0, output weights are
-            N(0, 1 / inputs), and sparse layers start and regrow with weights that act as N(0, 2 / n), n the mean
-            number of afferents of the layer (He et al. 2015): the same with and without excitability, so that s decides
-            the length of a step alone. Norms with a power of ||v|| keep N(0, 1): the length of v is nothing to them.
+            N(0, 1 / inputs), and sparse layers start with weights that act as N(0, 2 / n), n the mean number of
+            afferents of the layer (He et al. 2015): the same with and without excitability, so that s decides the
+            length of a step alone. Regrown values are drawn as at the start. Norms with a power of ||v|| keep N(0, 1):
+            the length of v is nothing to them.
         validation: so many training examples are held out and take the place of the test examples (``data.hold_out``).
         inspect: epochs after whose rewiring the first sparse layer's ``analysis.snapshot`` is recorded; 0: before
             training.
@@ -105,7 +106,7 @@ class Settings:
         check("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         check("epsilon", 0 < self.epsilon <= 1, "in (0, 1]")
         check("zeta", 0 <= self.zeta <= 1, "in [0, 1]")
-        check("s", math.isfinite(self.s), "finite")
+        check("s", math.isfinite(self.s) and not (self.matched and self.s == 0), "finite, and not 0 where matched")
         check("seed", self.seed >= 0, "at least 0")
         check("convolution", self.convolution >= 0, "at least 0")
         check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
@@ -221,7 +222,7 @@ def _pointwise(settings: Settings) -> str:
 
 def _std(layer: SparseLinear, settings: Settings) -> float:
     """Standard deviation of the values that a layer starts and regrows with: see ``Settings.matched``."""
-    if not settings.matched or layer.norm.b != 0:
+    if not settings.matched or layer.norm.b != 0 or layer.nnz == 0:
         return 1.0
     afferents = layer.nnz / layer.out_features
     factor = settings.s / afferents**layer.norm.a if layer.norm.scales else 1.0

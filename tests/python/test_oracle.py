@@ -314,6 +314,21 @@ def test_values_of_1e_minus_20_and_1e20(norm, dtype, scale):
     corner(norm, dtype, mask, np.random.default_rng(1).standard_normal(mask.sum()) * scale)
 
 
+# One excitability for all rows goes into the results and 1 / D into dY, except beyond 2^40 either way.
+@pytest.mark.parametrize("e", [0.0, -3.0, 1e-11, 1e-13, 1e11, 1e13])
+@pytest.mark.parametrize("a", [1.0, -2.0, 8.0, 14.0])
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_a_shared_excitability_of_any_size(a, e, batch):
+    rng = np.random.default_rng(7)
+    pattern = oracle.pattern_of(random_mask(rng, 23, 31, 0.4))
+    weight, excitability = random_values(rng, pattern, torch.float32), torch.tensor(e, dtype=torch.float32)
+    x, bias, grad = (
+        torch.tensor(rng.standard_normal(shape), dtype=torch.float32) for shape in ((batch, 31), 23, (batch, 23))
+    )
+    check(x, weight, bias, excitability, pattern, a, 0.0, 2.0, grad)
+    check(x, weight, bias, excitability, pattern, a, 0.0, 2.0, grad, wanted=(False, True, False, True))
+
+
 @both_types
 @every_norm
 def test_tiny_and_huge_values_in_one_row(norm, dtype):

@@ -283,23 +283,29 @@ def test_a_failure_is_told_once_unless_its_report_is_read(monkeypatch):
     assert rewire.state_dict()["steps"] == 40
 
 
-def test_after_a_failure_the_next_step_of_the_optimizer_rewires(deferred):
+@pytest.mark.parametrize("grow", ["random", "gradient"])
+def test_after_a_failure_the_next_step_of_the_optimizer_rewires(deferred, grow):
     model = network()
-    optimizer = trained(model)
-    rewire = dendnorm.SET(model, optimizer, zeta=0.3, seed=5, every=3)
-    with torch.no_grad():
-        good = model[2].weight[7].item()
-        model[2].weight[7] = math.nan
-    for param in model.parameters():
-        param.grad = None  # the optimizer's steps change nothing
-    optimizer.step(), optimizer.step()
-    with pytest.raises(ValueError, match="layer '2'"):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    rewire = dendnorm.SET(model, optimizer, zeta=0.3, seed=5, every=3, grow=grow)
+
+    def step(value: float | None = None) -> None:
+        optimizer.zero_grad()
+        model(torch.randn(4, model[0].in_features)).square().sum().backward()
+        if value is not None:
+            with torch.no_grad():
+                model[2].weight[7] = value
         optimizer.step()
+
+    good = model[2].weight[7].item()
+    step(), step()
+    with pytest.raises(ValueError, match="layer '2'"):
+        step(math.nan)
         rewire.state_dict()
     assert rewire.state_dict() == {"seed": 5, "steps": 0, "calls": 3}
     with torch.no_grad():
         model[2].weight[7] = good
-    optimizer.step()
+    step()
     assert rewire.state_dict() == {"seed": 5, "steps": 1, "calls": 0}
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from dendnorm import SET, SparseLinear
 from dendnorm.integrations.core import ScheduledRewiring, scalars
+from dendnorm.schedules import Constant
 
 EXAMPLES, EPOCHS, BATCH = 24, 3, 4
 STEPS = EXAMPLES // BATCH
@@ -294,12 +295,33 @@ def test_hugging_face_resumes_several_callbacks(tmp_path):
     model, trainer = hugging_face(tmp_path, *both)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
     assert_same(model.net, undisturbed.net)
-    objects = [{"every_n_steps": 3, "zeta": lambda step: 0.1}, {"every_n_epochs": 1, "zeta": lambda step: 0.2}]
-    hugging_face(tmp_path / "objects", *objects, save_steps=4)[1].train()
-    with pytest.raises(ValueError, match="told apart"):
-        hugging_face(tmp_path / "objects", *objects)[1].train(
-            resume_from_checkpoint=str(tmp_path / "objects" / "checkpoint-8")
+    with pytest.raises(ValueError, match="resume with the options that they were saved with"):
+        hugging_face(tmp_path, both[0], {**both[1], "zeta": 0.1})[1].train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-16")
         )
+
+
+def test_hugging_face_resumes_callbacks_whose_options_are_objects(tmp_path):
+    both = [{"every_n_steps": 3, "zeta": Constant(0.2), "seed": 1}, {"every_n_epochs": 1, "zeta": lambda step: 0.3}]
+    undisturbed, trainer = hugging_face(tmp_path / "whole", *both)
+    trainer.train()
+    hugging_face(tmp_path, *both, save_steps=4)[1].train()
+    model, trainer = hugging_face(tmp_path, *both)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert_same(model.net, undisturbed.net)
+
+
+def test_hugging_face_rewires_no_more_where_training_is_stopped_within_an_epoch(tmp_path):
+    _, trainer = hugging_face(tmp_path, {"every_n_epochs": 1})
+    callback_class = pytest.importorskip("transformers").TrainerCallback
+
+    class Stop(callback_class):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == STEPS + 2
+
+    trainer.add_callback(Stop())
+    trainer.train()
+    assert [entry["step"] for entry in trainer.state.log_history if "rewiring/number" in entry] == [STEPS]
 
 
 class Stream(torch.utils.data.IterableDataset):

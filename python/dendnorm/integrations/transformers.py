@@ -41,13 +41,15 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
             ``dendnorm.integrations.core.ScheduledRewiring``; steps are steps of the optimizer.
 
     Raises:
-        TypeError, ValueError: as there; and on resuming, several callbacks that cannot be told apart.
+        TypeError, ValueError: as there; and on resuming with several callbacks, other options than were saved.
         ImportError: on import of this module, without the package transformers; names the extra.
     """
 
     def __init__(self, every_n_steps: int | None = None, every_n_epochs: int | None = None, **options: Any) -> None:
         self.rewiring = ScheduledRewiring(every_n_steps, every_n_epochs, **options)
         self._arguments = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, **options}
+        # Callables and rules by their names: to tell several callbacks apart in a checkpoint.
+        self._options = json.dumps(self._arguments, default=lambda value: getattr(value, "__qualname__", repr(value)))
         self._trainer: Any = lambda: None
 
     def log_to(self, trainer: Any) -> None:
@@ -56,9 +58,9 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any):
         # A training from the start finds what the callbacks were made with there, and nothing to go on with.
-        saved = self._own(state.stateful_callbacks.get(type(self).__name__)) if state.global_step else None
+        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if saved is not None:
-            self.rewiring.load_state_dict(saved["attributes"]["saved"])
+            self.saved = self._own(saved if isinstance(saved, list) else [saved])
         while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
             optimizer = optimizer.optimizer
         self._log(state, self.rewiring.start(model, [optimizer], state.global_step, _whole_epochs(state)))
@@ -68,22 +70,20 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         whole = _whole_epochs(state)
-        # A stream of unknown length ends its epoch anywhere; the last step of all may end the training within one.
-        ended = state.epoch > whole + _NEARLY and state.global_step < state.max_steps
+        # A stream of unknown length ends its epoch anywhere; a training that ends may do so within one.
+        ended = state.epoch > whole + _NEARLY and not control.should_training_stop
         self._log(state, self.rewiring.done("epoch", whole + ended))
 
-    def _own(self, saved: Any) -> dict[str, Any] | None:
-        """What this callback wrote. Of several, the trainer keeps a list, to which it adds at every checkpoint."""
-        if not isinstance(saved, list):
-            return saved
-        mine = self.state()["args"]
-        equal = [entry for entry in saved if entry["args"] == json.loads(json.dumps(mine))]
-        if mine is None and len(equal) > 1:
+    def _own(self, saved: list[dict[str, Any]]) -> dict[str, Any]:
+        """What this callback wrote: the trainer keeps a list for several, to which it adds at every checkpoint."""
+        states = [entry["attributes"]["saved"] for entry in saved]
+        matching = [state for state in states if state["options"] == self._options] if len(states) > 1 else states
+        if not matching:
             raise ValueError(
-                "several RewiringCallbacks of one trainer can be told apart in a checkpoint by their options only, and"
-                f" {len(equal)} in this one have options that are objects of Python; use one such callback"
+                "the RewiringCallbacks of one trainer must resume with the options that they were saved with, got"
+                f" {self._options}, and in the checkpoint {sorted({state['options'] for state in states})}"
             )
-        return equal[-1] if equal else None
+        return matching[-1]
 
     def _log(self, state: Any, values: dict[str, float] | None) -> None:
         if values is None:
@@ -96,11 +96,11 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
 
     @property
     def saved(self) -> dict[str, Any]:
-        return self.rewiring.state_dict()
+        return self.rewiring.state_dict() | {"options": self._options}
 
     @saved.setter
     def saved(self, state: dict[str, Any]) -> None:
-        self.rewiring.load_state_dict(state)
+        self.rewiring.load_state_dict({key: value for key, value in state.items() if key != "options"})
 
     def state(self) -> dict[str, Any]:
         """What the trainer writes into its checkpoint."""
