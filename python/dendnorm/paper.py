@@ -73,7 +73,7 @@ _FIRST = tuple(
 _INSIDE = Panel("784-100-10, MNIST", replace(_BASE, data="mnist", trials=3, inspect=(0, 1, 5, 10)))
 _ORDERS = (1, 2, 3, 4, 5)
 _NORMS = ("l0", *(f"lp:{p}" for p in _ORDERS), "l0-variable", *(f"lp-variable:{p}" for p in _ORDERS))
-_GRID = Grid(lr=(0.01, 0.03, 0.1, 0.3, 1.0), s=(8.0, 25.0, 80.0, 160.0))
+_GRID = Grid(lr=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0), s=(8.0, 25.0, 80.0, 160.0))
 _TABLE_GRID = Grid(lr=(0.03, 0.1, 0.3, 1.0), s=(25.0, 50.0, 100.0, 200.0), dropout=(0.0, 0.3), epochs=8)
 # No decay of weights: for w = (s / n) v, that of v is one of w that is (n / s)^2 times as strong.
 _TABLE = training.Settings(hidden=(1000, 1000, 1000), epsilon=0.04, activation="relu", batch=100, momentum=0.9,

@@ -106,7 +106,8 @@ class Settings:
         check("activation", self.activation in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}")
         check("epsilon", 0 < self.epsilon <= 1, "in (0, 1]")
         check("zeta", 0 <= self.zeta <= 1, "in [0, 1]")
-        check("s", math.isfinite(self.s) and not (self.matched and self.s == 0), "finite, and not 0 where matched")
+        check("s", math.isfinite(self.s), "finite")
+        check("s", self.s != 0 or not self.matched, "other than 0 where starts are matched")
         check("seed", self.seed >= 0, "at least 0")
         check("convolution", self.convolution >= 0, "at least 0")
         check("momentum", 0 <= self.momentum < 1, "in [0, 1)")
@@ -520,9 +521,9 @@ def write(results: dict[str, Any], out: str | Path) -> None:
 
 def optimiser(settings: Mapping[str, Any]) -> str:
     """The optimiser of recorded settings in words."""
-    if not (settings["momentum"] or settings["weight_decay"]):
-        return "plain SGD"
-    return f"SGD with momentum {settings['momentum']:g} and weight decay {settings['weight_decay']:g}"
+    parts = [("momentum", settings["momentum"]), ("weight decay", settings["weight_decay"])]
+    named = " and ".join(f"{name} {value:g}" for name, value in parts if value)
+    return f"SGD with {named}" if named else "plain SGD"
 
 
 def describe(results: dict[str, Any]) -> str:

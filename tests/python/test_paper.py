@@ -399,6 +399,14 @@ def test_matched_networks_start_and_regrow_with_the_weights_of_he(norm):
     assert len(new) == layer.nnz // 2 and new.std().item() * factor == pytest.approx(wanted, rel=0.1)
 
 
+def test_no_start_is_matched_by_an_excitability_of_0():
+    assert replace(SMALL, s=0.0).s == 0
+    with pytest.raises(ValueError, match="s must be other than 0 where starts are matched"):
+        replace(SMALL, s=0.0, matched=True)
+    settings = replace(SMALL, matched=True, hidden=(1,), epsilon=1e-9)  # rounds to no connection
+    assert analysis.first_sparse(training.build_network((1, 4, 4), 10, settings, "l0", 0))[1].nnz == 0
+
+
 def test_norms_of_the_length_of_v_start_and_regrow_as_ever():
     settings = replace(SMALL, matched=True, hidden=(40,), epsilon=0.25)
     layer = analysis.first_sparse(training.build_network((1, 20, 20), 10, settings, "weight_norm", 0))[1]
