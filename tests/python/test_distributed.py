@@ -49,6 +49,11 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
+# Gloo's threads outlive their process group, and one that lets go of a Python tensor while Python ends aborts with these
+# words: now and then on a busy machine, after all work is done.
+AT_EXIT = "terminate called without an active exception"
+
+
 def _rank(rank: int, store: str, job: Callable, out: str, arguments: tuple) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS)
@@ -57,6 +62,7 @@ def _rank(rank: int, store: str, job: Callable, out: str, arguments: tuple) -> N
         torch.save(job(rank, *arguments), f"{out}.{rank}")
     finally:
         dist.destroy_process_group()
+    os._exit(0)  # see AT_EXIT
 
 
 def run(job: Callable, folder: Path, *arguments) -> list:
@@ -245,7 +251,10 @@ def test_the_example_runs_under_torchrun():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += [str(ROOT / "examples" / "ddp_train.py"), "--epochs", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        if AT_EXIT not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     assert "2 ranks have the same edges and values" in done.stdout
     assert done.stdout.count("test accuracy") == 2
