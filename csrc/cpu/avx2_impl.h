@@ -11,26 +11,22 @@ struct F4 {
   static void store(float* p, V x) { _mm_store_ps(p, x); }
   static V zero() { return _mm_setzero_ps(); }
   static V set1(float x) { return _mm_set1_ps(x); }
+  static void set4(const float* p, V* out) {
+    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
+  }
   static V mul(V x, V y) { return _mm_mul_ps(x, y); }
   static V add(V x, V y) { return _mm_add_ps(x, y); }
   static V fma(V x, V y, V z) { return _mm_fmadd_ps(x, y, z); }
-  static float sum(V x) {
-    const V pairs = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_movehdup_ps(pairs)));
-  }
-  static V sums4(const V* p) {
+  // Of four vectors: their sums.
+  static V fold(const V* p) {
     const V a = _mm_add_ps(_mm_unpacklo_ps(p[0], p[1]), _mm_unpackhi_ps(p[0], p[1]));
     const V b = _mm_add_ps(_mm_unpacklo_ps(p[2], p[3]), _mm_unpackhi_ps(p[2], p[3]));
     return _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a));
   }
-  static void reduce4(const V* p, float* out, bool add) {
-    const V s = sums4(p);
-    _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), s) : s);
+  static void put4(V folded, float* out, bool add) {
+    _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), folded) : folded);
   }
-  static void reduce8(const V* p, float* out, bool add) {
-    reduce4(p, out, add);
-    reduce4(p + 4, out + 4, add);
-  }
+  static constexpr int kFolds = 1;
 };
 
 struct F8 {
@@ -41,24 +37,29 @@ struct F8 {
   static void store(float* p, V x) { _mm256_store_ps(p, x); }
   static V zero() { return _mm256_setzero_ps(); }
   static V set1(float x) { return _mm256_set1_ps(x); }
+  static void set4(const float* p, V* out) {
+    const V quad = _mm256_broadcast_ps(reinterpret_cast<const __m128*>(p));
+    out[0] = _mm256_permute_ps(quad, 0x00);
+    out[1] = _mm256_permute_ps(quad, 0x55);
+    out[2] = _mm256_permute_ps(quad, 0xaa);
+    out[3] = _mm256_permute_ps(quad, 0xff);
+  }
   static V mul(V x, V y) { return _mm256_mul_ps(x, y); }
   static V add(V x, V y) { return _mm256_add_ps(x, y); }
   static V fma(V x, V y, V z) { return _mm256_fmadd_ps(x, y, z); }
   static __m128 halves(V x) { return _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)); }
-  static float sum(V x) { return F4::sum(halves(x)); }
+  // Of two vectors: a sum of two values of the first in one half of each half, and of the second in the other.
+  static V pairs(V x, V y) { return _mm256_add_ps(_mm256_blend_ps(x, y, 0xcc), _mm256_shuffle_ps(x, y, 0x4e)); }
   // Of four vectors: their sums within each 128-bit half.
-  static V sums4(const V* p) {
-    const V a = _mm256_add_ps(_mm256_unpacklo_ps(p[0], p[1]), _mm256_unpackhi_ps(p[0], p[1]));
-    const V b = _mm256_add_ps(_mm256_unpacklo_ps(p[2], p[3]), _mm256_unpackhi_ps(p[2], p[3]));
-    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xee));
+  static V fold(const V* p) {
+    const V a = pairs(p[0], p[1]), b = pairs(p[2], p[3]);
+    return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd));
   }
-  static void reduce4(const V* p, float* out, bool add) {
-    const __m128 s = halves(sums4(p));
-    _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), s) : s);
-  }
-  static void reduce8(const V* p, float* out, bool add) {
-    const V a = sums4(p), b = sums4(p + 4);
-    const V s = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+  static void put4(V folded, float* out, bool add) { F4::put4(halves(folded), out, add); }
+  static constexpr int kFolds = 2;
+  static void put(const V* folded, float* out, bool add) {
+    const V s =
+        _mm256_add_ps(_mm256_blend_ps(folded[0], folded[1], 0xf0), _mm256_permute2f128_ps(folded[0], folded[1], 0x21));
     _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), s) : s);
   }
 };
@@ -71,22 +72,20 @@ struct D4 {
   static void store(double* p, V x) { _mm256_store_pd(p, x); }
   static V zero() { return _mm256_setzero_pd(); }
   static V set1(double x) { return _mm256_set1_pd(x); }
+  static void set4(const double* p, V* out) {
+    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
+  }
   static V mul(V x, V y) { return _mm256_mul_pd(x, y); }
   static V add(V x, V y) { return _mm256_add_pd(x, y); }
   static V fma(V x, V y, V z) { return _mm256_fmadd_pd(x, y, z); }
-  static double sum(V x) {
-    const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
-    return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
-  }
-  static void reduce4(const V* p, double* out, bool add) {
+  static V fold(const V* p) {
     const V a = _mm256_hadd_pd(p[0], p[1]), b = _mm256_hadd_pd(p[2], p[3]);
-    const V s = _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
-    _mm256_storeu_pd(out, add ? _mm256_add_pd(_mm256_loadu_pd(out), s) : s);
+    return _mm256_add_pd(_mm256_permute2f128_pd(a, b, 0x20), _mm256_permute2f128_pd(a, b, 0x31));
   }
-  static void reduce8(const V* p, double* out, bool add) {
-    reduce4(p, out, add);
-    reduce4(p + 4, out + 4, add);
+  static void put4(V folded, double* out, bool add) {
+    _mm256_storeu_pd(out, add ? _mm256_add_pd(_mm256_loadu_pd(out), folded) : folded);
   }
+  static constexpr int kFolds = 1;
 };
 
 template <class T>

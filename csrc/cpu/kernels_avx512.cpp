@@ -35,27 +35,35 @@ struct F16 {
   static void store(float* p, V x) { _mm512_store_ps(p, x); }
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float x) { return _mm512_set1_ps(x); }
+  // One load and four shuffles: loads are what bounds the forward pass.
+  static void set4(const float* p, V* out) {
+    const V quad = _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    out[0] = _mm512_permute_ps(quad, 0x00);
+    out[1] = _mm512_permute_ps(quad, 0x55);
+    out[2] = _mm512_permute_ps(quad, 0xaa);
+    out[3] = _mm512_permute_ps(quad, 0xff);
+  }
   static V mul(V x, V y) { return _mm512_mul_ps(x, y); }
   static V add(V x, V y) { return _mm512_add_ps(x, y); }
   static V fma(V x, V y, V z) { return _mm512_fmadd_ps(x, y, z); }
   static __m256 halves(V x) { return _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)); }
-  static float sum(V x) { return F8::sum(halves(x)); }
+  // Of two vectors: a sum of two values of the first in one half of each quarter, or of the whole, and of the second in
+  // the other. A blend runs on any port, a shuffle on two.
+  static V pairs(V x, V y) { return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x, y), _mm512_shuffle_ps(x, y, 0x4e)); }
+  static V pairs_of_quarters(V x, V y) {
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, x, y), _mm512_shuffle_f32x4(x, y, 0x4e));
+  }
   // Of four vectors: their sums within each 128-bit quarter.
-  static V sums4(const V* p) {
-    const V a = _mm512_add_ps(_mm512_unpacklo_ps(p[0], p[1]), _mm512_unpackhi_ps(p[0], p[1]));
-    const V b = _mm512_add_ps(_mm512_unpacklo_ps(p[2], p[3]), _mm512_unpackhi_ps(p[2], p[3]));
-    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+  static V fold(const V* p) {
+    const V a = pairs(p[0], p[1]), b = pairs(p[2], p[3]);
+    return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
   }
-  static void reduce4(const V* p, float* out, bool add) {
-    const __m128 s = F8::halves(halves(sums4(p)));
-    _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), s) : s);
-  }
-  static void reduce8(const V* p, float* out, bool add) {
-    const V a = sums4(p), b = sums4(p + 4);
-    const V c = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
-    const __m256 low = _mm512_castps512_ps256(c), high = _mm512_extractf32x8_ps(c, 1);
-    const __m256 s = _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
-    _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), s) : s);
+  static void put4(V folded, float* out, bool add) { F4::put4(F8::halves(halves(folded)), out, add); }
+  static constexpr int kFolds = 4;
+  static void put(const V* folded, float* out, bool add) {
+    const V a = pairs_of_quarters(folded[0], folded[1]), b = pairs_of_quarters(folded[2], folded[3]);
+    const V s = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), s) : s);
   }
 };
 
@@ -67,19 +75,19 @@ struct D8 {
   static void store(double* p, V x) { _mm512_store_pd(p, x); }
   static V zero() { return _mm512_setzero_pd(); }
   static V set1(double x) { return _mm512_set1_pd(x); }
+  static void set4(const double* p, V* out) {
+    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
+  }
   static V mul(V x, V y) { return _mm512_mul_pd(x, y); }
   static V add(V x, V y) { return _mm512_add_pd(x, y); }
   static V fma(V x, V y, V z) { return _mm512_fmadd_pd(x, y, z); }
   static __m256d halves(V x) { return _mm256_add_pd(_mm512_castpd512_pd256(x), _mm512_extractf64x4_pd(x, 1)); }
-  static double sum(V x) { return D4::sum(halves(x)); }
-  static void reduce4(const V* p, double* out, bool add) {
-    const __m256d folded[4] = {halves(p[0]), halves(p[1]), halves(p[2]), halves(p[3])};
-    D4::reduce4(folded, out, add);
+  static D4::V fold(const V* p) {
+    const __m256d halved[4] = {halves(p[0]), halves(p[1]), halves(p[2]), halves(p[3])};
+    return D4::fold(halved);
   }
-  static void reduce8(const V* p, double* out, bool add) {
-    reduce4(p, out, add);
-    reduce4(p + 4, out + 4, add);
-  }
+  static void put4(D4::V folded, double* out, bool add) { D4::put4(folded, out, add); }
+  static constexpr int kFolds = 1;
 };
 
 template <class F>

@@ -28,6 +28,9 @@ struct Lanes {
   static void store(T* p, V x) { *reinterpret_cast<V*>(p) = x; }
   static V zero() { return V{}; }
   static V set1(T x) { return x - V{}; }
+  static void set4(const T* p, V* out) {
+    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
+  }
   static V mul(V x, V y) { return x * y; }
   static V add(V x, V y) { return x + y; }
   static V fma(V x, V y, V z) { return x * y + z; }
@@ -36,12 +39,14 @@ struct Lanes {
     for (int i = 1; i < kLanes; ++i) total += x[i];
     return total;
   }
-  template <int G>
-  static void reduce(const V* parts, T* out, bool add) {
-    for (int g = 0; g < G; ++g) out[g] = add ? out[g] + sum(parts[g]) : sum(parts[g]);
+  struct Sums {
+    T of[4];
+  };
+  static Sums fold(const V* p) { return {{sum(p[0]), sum(p[1]), sum(p[2]), sum(p[3])}}; }
+  static void put4(const Sums& sums, T* out, bool add) {
+    for (int g = 0; g < 4; ++g) out[g] = add ? out[g] + sums.of[g] : sums.of[g];
   }
-  static void reduce4(const V* parts, T* out, bool add) { reduce<4>(parts, out, add); }
-  static void reduce8(const V* parts, T* out, bool add) { reduce<8>(parts, out, add); }
+  static constexpr int kFolds = 1;
 };
 
 template <class F>

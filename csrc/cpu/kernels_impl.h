@@ -3,7 +3,9 @@
 //
 //   Limits<T>::kWidth, kColumnsWidth      the widest tile, in samples, of the forward pass and of the pass over columns
 //   with_width(T{}, width, f)             calls f.operator()<Vec, NV>() with Vec::kLanes * NV == width, for 4 <= width
-//   Vec: Scalar, V, kLanes; load, store (aligned), zero, set1, mul, add, fma, sum, reduce4, reduce8
+//   Vec: Scalar, V, kLanes; load, store (aligned), zero, set1, set4 (a vector for each of four values), mul, add, fma;
+//        the sums of vectors in two steps: fold (four vectors, half done), then put4 (one fold, to four places) or,
+//        where kFolds > 1, put (so many folds)
 //   Square<T>: kSide, Row; load<A>, store<A>, transpose over kSide rows, the unit of packing
 //   to_float(A), from_float<A>(float) for the 16-bit types
 //
@@ -99,11 +101,59 @@ inline i64 part_begin(const i32* start, i64 segments, i64 part, i64 parts) {
   return smaller(segments, (segment + kGrain / 2) / kGrain * kGrain);
 }
 
+// Where part `part` of `parts` of the neurons begins.
+inline i64 grain_begin(i64 neurons, i64 part, i64 parts) {
+  return smaller(neurons, divided_up(neurons, kGrain) * part / parts * kGrain);
+}
+
+// body(begin, end) for ranges of [0, count): what so many threads have to do.
+template <class F>
+void in_threads(const Threads& threads, int count, F& body) {
+  if (count == 1) {
+    body(0, 1);
+  } else {
+    threads(count, body);
+  }
+}
+
+// Where the share of thread `thread` of so many begins among the items.
+DENDNORM_INLINE i64 share_begin(i64 items, i64 thread, int threads) { return items * thread / threads; }
+
+// How many pieces of every group make the work of all threads equal.
+inline i64 parts_per_group(i64 groups, int threads) {
+  i64 parts = 1;
+  while (parts < threads && groups * parts % threads != 0) ++parts;
+  return parts;
+}
+
+// How threads share equal groups of tiles. Where a share comes out as whole groups, a thread packs each tile as it
+// comes to it, always into the same memory, which stays in its cache. A single tile that is soon packed every thread
+// packs for itself. All other tiles are packed by all threads before anyone reads them.
+struct Sharing {
+  i64 parts;  // of every group
+  bool alone;
+
+  Sharing() = default;
+  Sharing(i64 groups, i64 tiles, int threads, i64 neurons, i64 connections)
+      : parts(parts_per_group(groups, threads)),
+        alone(parts == 1 || (tiles == 1 && 4 * neurons * threads <= connections)) {}
+
+  // Whether a thread that began with item `first` and packs alone has yet to pack the tiles of `item`.
+  bool packs(i64 item, i64 first) const { return parts == 1 || item == first; }
+};
+
 // How many neurons are packed or unpacked at a time. Rows whose distance is a multiple of 1 KiB share few sets of a
 // cache, which loses their lines soon: the more of every row is used at once, the fewer lines are fetched twice.
 inline i64 block_of(const Activations& x) {
   const i64 size = x.type == Type::kFloat64 ? 8 : x.type == Type::kFloat32 ? 4 : 2;
   return !x.feature_major && x.stride * size % 1024 == 0 ? kBlock : kBlock / 2;
+}
+
+// How many neurons are packed at a time where nothing but the packing decides it. What comes from memory comes faster
+// in long runs of a row.
+inline i64 sweep_of(const Activations& x, i64 samples, i64 neurons) {
+  constexpr i64 kFromMemory = i64{1} << 20;  // elements
+  return !x.feature_major && samples * neurons > kFromMemory ? neurons : block_of(x);
 }
 
 constexpr i64 kWorthThreads = 30000;  // connections times samples
@@ -307,15 +357,24 @@ inline T* rows_in_place(const Activations& x, i64 sample, i64 samples, i64 width
   return misfit == 0 && x.stride * static_cast<i64>(sizeof(T)) % kAlign == 0 ? rows : nullptr;
 }
 
+// Elements of the largest tile.
+inline i64 tile_room(const Tiles& tiles, i64 neurons) { return tiles.count() == 0 ? 0 : tiles.width_of(0) * neurons; }
+
+// Memory for all tiles, or for one of each thread.
 template <class T>
-inline i64 slab_bytes(const Tiles& tiles, i64 neurons) {
-  return aligned(tiles.total() * neurons * static_cast<i64>(sizeof(T)));
+inline i64 slab_bytes(const Tiles& tiles, const Sharing& sharing, int threads, i64 neurons) {
+  const i64 elements = sharing.alone ? threads * tile_room(tiles, neurons) : tiles.total() * neurons;
+  return aligned(elements * static_cast<i64>(sizeof(T)));
 }
 
 // ---- The inner loops ----
 
+// How a row finds its values: through its permutation; in order, each by itself; in order, four at a time. Four at a
+// time are fewer loads, but more instructions that wait where the samples come from afar.
+enum class Order { kThrough, kOne, kFour };
+
 // acc[t] = sum over the connections of a row of w times the sample vectors of its inputs.
-template <class Vec, int NV, bool kPerm>
+template <class Vec, int NV, Order kOrder>
 DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, i64 stride, const i32* index, const i32* perm,
                              const typename Vec::Scalar* values, i64 begin, i64 end, typename Vec::V* acc) {
   constexpr int kFlight = NV == 1 ? 4 : 2;  // connections in flight hide the latency of the sum
@@ -326,20 +385,32 @@ DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, i64 stride, const
     for (int t = 0; t < NV; ++t) sums[u][t] = Vec::zero();
   }
   i64 k = begin;
-  for (; k + kFlight <= end; k += kFlight) {
+  for (; k + 4 <= end; k += 4) {
+    typename Vec::V w[4];
+    if constexpr (kOrder == Order::kFour) {
+      Vec::set4(values + k, w);
+    } else {
 #pragma GCC unroll 4
-    for (int u = 0; u < kFlight; ++u) {
+      for (int u = 0; u < 4; ++u) w[u] = Vec::set1(values[kOrder == Order::kThrough ? perm[k + u] : k + u]);
+    }
+#pragma GCC unroll 4
+    for (int u = 0; u < 4; ++u) {
       const auto* x = slab + index[k + u] * stride;
-      const auto w = Vec::set1(kPerm ? values[perm[k + u]] : values[k + u]);
 #pragma GCC unroll 8
-      for (int t = 0; t < NV; ++t) sums[u][t] = Vec::fma(w, Vec::load(x + t * Vec::kLanes), sums[u][t]);
+      for (int t = 0; t < NV; ++t) {
+        sums[u % kFlight][t] = Vec::fma(w[u], Vec::load(x + t * Vec::kLanes), sums[u % kFlight][t]);
+      }
     }
   }
-  for (; k < end; ++k) {
-    const auto* x = slab + index[k] * stride;
-    const auto w = Vec::set1(kPerm ? values[perm[k]] : values[k]);
+#pragma GCC unroll 3
+  for (int u = 0; u < 3; ++u) {
+    if (k + u >= end) break;
+    const auto* x = slab + index[k + u] * stride;
+    const auto w = Vec::set1(values[kOrder == Order::kThrough ? perm[k + u] : k + u]);
 #pragma GCC unroll 8
-    for (int t = 0; t < NV; ++t) sums[0][t] = Vec::fma(w, Vec::load(x + t * Vec::kLanes), sums[0][t]);
+    for (int t = 0; t < NV; ++t) {
+      sums[u % kFlight][t] = Vec::fma(w, Vec::load(x + t * Vec::kLanes), sums[u % kFlight][t]);
+    }
   }
 #pragma GCC unroll 8
   for (int t = 0; t < NV; ++t) {
@@ -365,9 +436,14 @@ inline T row_dot(const T* x, const i32* index, const i32* perm, const T* values,
 
 // ---- Y = X W^T + bias ----
 
+// Bytes of a tile of dY. Above, half as many samples stay nearer, and threads had better share a tile.
+constexpr i64 kLargeTile = i64{2} << 20;
+
 template <class T>
 struct ForwardPlan {
   Tiles tiles;
+  int threads;
+  Sharing sharing;
   bool in_place, permute;
   i64 spread;         // 0, or the parts of the columns, which spread their inputs over the outputs
   i64 slabs, values;  // bytes
@@ -392,11 +468,13 @@ template <class T>
 ForwardPlan<T> plan_forward(const Forward<T>& f) {
   ForwardPlan<T> plan;
   plan.tiles = tiles_of(f.samples, Limits<T>::kWidth);
+  plan.threads = worthwhile_threads(f.threads, f.connections, f.samples, f.inputs + f.outputs);
+  plan.sharing = Sharing(plan.tiles.count(), plan.tiles.count(), plan.threads, f.inputs, f.connections);
   plan.in_place = usable_in_place<T>(f.x, plan.tiles);
   plan.permute = plan.tiles.count() > 1;
   plan.spread = spread_of(f);
-  plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, f.inputs);
-  if (plan.spread > 0) plan.slabs = plan.spread * slab_bytes<T>(plan.tiles, f.outputs);
+  plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, plan.sharing, plan.threads, f.inputs);
+  if (plan.spread > 0) plan.slabs = aligned(plan.spread * f.outputs * static_cast<i64>(sizeof(T)));
   plan.values = plan.permute ? aligned(f.connections * static_cast<i64>(sizeof(T))) : 0;
   return plan;
 }
@@ -415,7 +493,7 @@ DENDNORM_INLINE T finished(const Forward<T>& f, i64 i, T sum) {
   return f.bias != nullptr ? sum + f.bias[i] : sum;
 }
 
-template <class Vec, int NV, bool kPerm>
+template <class Vec, int NV, Order kOrder>
 inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename Vec::Scalar* slab, i64 stride,
                          const typename Vec::Scalar* values, i64 sample, i64 samples, i64 begin, i64 end) {
   using T = typename Vec::Scalar;
@@ -428,8 +506,8 @@ inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename 
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
       typename Vec::V acc[NV];
-      row_sum<Vec, NV, kPerm>(slab, stride, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1],
-                              acc);
+      row_sum<Vec, NV, kOrder>(slab, stride, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1],
+                               acc);
       if (f.factors.first != nullptr) {
         const auto factor = Vec::set1(f.factors.first[i]);
 #pragma GCC unroll 8
@@ -464,28 +542,6 @@ inline void forward_single(const Forward<T>& f, const T* x, const T* values, i64
     }
     unpack(block, 1, f.y, 0, 1, i0, count);
   }
-}
-
-// Where part `part` of `parts` of the neurons begins.
-inline i64 grain_begin(i64 neurons, i64 part, i64 parts) {
-  return smaller(neurons, divided_up(neurons, kGrain) * part / parts * kGrain);
-}
-
-// The items, shared among so many threads.
-template <class F>
-void in_threads(const Threads& threads, int count, i64 items, F& body) {
-  if (count == 1) {
-    body(0, items);
-  } else {
-    threads(items, body);
-  }
-}
-
-// How many pieces of every tile make the work of all threads equal.
-inline i64 parts_per_tile(i64 tiles, int threads) {
-  i64 parts = 1;
-  while (parts < threads && tiles * parts % threads != 0) ++parts;
-  return parts;
 }
 
 // sums = what the columns begin to end give.
@@ -523,14 +579,36 @@ inline void gather_single(const Forward<T>& f, const T* sums, i64 parts) {
 template <class T>
 void forward_spread(const Forward<T>& f, i64 parts, int threads) {
   T* sums = reinterpret_cast<T*>(f.workspace);
-  auto compute = [&](i64 first, i64 last) {
-    for (i64 part = first; part < last; ++part) {
+  auto compute = [&](i64 begin, i64 end) {
+    for (i64 part = share_begin(parts, begin, threads); part < share_begin(parts, end, threads); ++part) {
       spread_single(f, sums + part * f.outputs, part_begin(f.columns.start, f.inputs, part, parts),
                     part_begin(f.columns.start, f.inputs, part + 1, parts));
     }
   };
-  in_threads(f.threads, threads, parts, compute);
+  in_threads(f.threads, threads, compute);
   gather_single(f, sums, parts);
+}
+
+// Eight loads ahead of eight stores take about half the time of GCC 12's own loop.
+template <class T>
+inline void put_in_order(const T* values, const i32* perm, i64 begin, i64 end, T* ordered) {
+  i64 k = begin;
+  for (; k + 8 <= end; k += 8) {
+    T eight[8];
+#pragma GCC unroll 8
+    for (int u = 0; u < 8; ++u) eight[u] = values[perm[k + u]];
+#pragma GCC unroll 8
+    for (int u = 0; u < 8; ++u) ordered[k + u] = eight[u];
+  }
+  for (; k < end; ++k) ordered[k] = values[perm[k]];
+}
+
+template <class T>
+void pack_tile(const Activations& from, const Tiles& tiles, i64 t, i64 begin, i64 end, i64 step, T* slab) {
+  const i64 width = tiles.width_of(t);
+  for (i64 i = begin; i < end; i += step) {
+    pack(from, tiles.begin(t), tiles.samples_of(t), i, smaller(step, end - i), slab + i * width, width);
+  }
 }
 
 template <class T>
@@ -542,33 +620,37 @@ void forward(const Forward<T>& f) {
   T* permuted = reinterpret_cast<T*>(f.workspace + plan.slabs);
   const Slabs<T> slabs{plan.in_place ? static_cast<T*>(f.x.data) : packed, f.inputs,
                        plan.in_place && f.samples > 1 ? f.x.stride : 0};
-  const int threads = worthwhile_threads(f.threads, f.connections, f.samples, f.inputs + f.outputs);
+  const int threads = plan.threads;
   if (plan.spread > 0) return forward_spread(f, plan.spread, threads);
 
-  // Every thread packs the tiles, or pieces of one, that it then reads.
-  const i64 pack_parts = plan.in_place ? 0 : parts_per_tile(tiles.count(), threads);
-  const i64 pieces = pack_parts * tiles.count();
+  const i64 parts = plan.sharing.parts, sweep = sweep_of(f.x, f.samples, f.inputs);
+  const bool alone = plan.sharing.alone && !plan.in_place;
+  const bool far = tile_room(tiles, f.inputs) * static_cast<i64>(sizeof(T)) > kLargeTile / 2;
+  const i64 pieces = plan.in_place || alone ? 0 : parts * tiles.count();
   auto prepare = [&](i64 begin, i64 end) {
     if (plan.permute) {
-      const i64 from = f.connections * begin / threads, to = f.connections * end / threads;
-      for (i64 k = from; k < to; ++k) permuted[k] = f.values[f.rows.perm[k]];
+      put_in_order(f.values, f.rows.perm, share_begin(f.connections, begin, threads),
+                   share_begin(f.connections, end, threads), permuted);
     }
-    for (i64 piece = pieces * begin / threads; piece < pieces * end / threads; ++piece) {
-      const i64 t = piece / pack_parts, part = piece % pack_parts, width = tiles.width_of(t);
-      const i64 from = grain_begin(f.inputs, part, pack_parts), to = grain_begin(f.inputs, part + 1, pack_parts);
-      pack(f.x, tiles.begin(t), tiles.samples_of(t), from, to - from, slabs.tile(tiles, t) + from * width, width);
+    for (i64 piece = share_begin(pieces, begin, threads); piece < share_begin(pieces, end, threads); ++piece) {
+      const i64 t = piece / parts, part = piece % parts;
+      pack_tile(f.x, tiles, t, grain_begin(f.inputs, part, parts), grain_begin(f.inputs, part + 1, parts), sweep,
+                slabs.tile(tiles, t));
     }
   };
-  if (pieces > 0 || plan.permute) in_threads(f.threads, threads, threads, prepare);
+  if (pieces > 0 || plan.permute) in_threads(f.threads, threads, prepare);
 
   const T* values = plan.permute ? permuted : f.values;
-  const i64 parts = parts_per_tile(tiles.count(), threads);
+  const i64 items = parts * tiles.count();
   auto compute = [&](i64 begin, i64 end) {
-    for (i64 item = begin; item < end; ++item) {
+    T* own = alone ? packed + begin * tile_room(tiles, f.inputs) : nullptr;
+    const i64 first = share_begin(items, begin, threads);
+    for (i64 item = first; item < share_begin(items, end, threads); ++item) {
       const i64 t = item / parts, part = item % parts;
       const i64 from = part_begin(f.rows.start, f.outputs, part, parts);
       const i64 to = part_begin(f.rows.start, f.outputs, part + 1, parts);
-      const T* slab = slabs.tile(tiles, t);
+      if (alone && plan.sharing.packs(item, first)) pack_tile(f.x, tiles, t, 0, f.inputs, sweep, own);
+      const T* slab = alone ? own : slabs.tile(tiles, t);
       const int width = tiles.width_of(t);
       if (width == 1) {
         forward_single(f, slab, values, from, to);
@@ -576,12 +658,14 @@ void forward(const Forward<T>& f) {
       }
       const i64 stride = slabs.stride(tiles, t), sample = tiles.begin(t), samples = tiles.samples_of(t);
       with_width(T{}, width, [&]<class Vec, int NV>() {
-        plan.permute ? forward_tile<Vec, NV, false>(f, slab, stride, values, sample, samples, from, to)
-                     : forward_tile<Vec, NV, true>(f, slab, stride, values, sample, samples, from, to);
+        const auto tile = !plan.permute ? forward_tile<Vec, NV, Order::kThrough>
+                          : far         ? forward_tile<Vec, NV, Order::kOne>
+                                        : forward_tile<Vec, NV, Order::kFour>;
+        tile(f, slab, stride, values, sample, samples, from, to);
       });
     }
   };
-  in_threads(f.threads, threads, parts * tiles.count(), compute);
+  in_threads(f.threads, threads, compute);
 }
 
 // ---- One pass over the columns ----
@@ -589,26 +673,46 @@ void forward(const Forward<T>& f) {
 template <class T>
 struct ColumnsPlan {
   Tiles tiles;
+  int threads, groups;
+  Sharing sharing;  // of the groups
   bool in_place, scaled;
-  i64 slabs, values, sums;  // bytes
+  i64 slabs, values, sums, gradients;  // bytes
 };
+
+// The tiles are taken in groups. Each has sums of its own for the gradient, so many bytes, which are added in the end:
+// so a thread can have whole tiles to itself, with those samples of dY in its own cache. Groups are equal, or threads
+// would wait, and follow from the shape alone.
+inline int groups_of(const Tiles& tiles, i64 sums) {
+  constexpr i64 kMemory = i64{16} << 20;
+  int groups = 1;
+  if (tiles.full == 0 || tiles.tails > 0) return groups;
+  while (groups < 8 && tiles.full % (2 * groups) == 0 && (2 * groups - 1) * sums <= kMemory) groups *= 2;
+  return groups;
+}
 
 template <class T>
 ColumnsPlan<T> plan_columns(const Columns<T>& c) {
+  constexpr i64 kSize = sizeof(T);
+  constexpr int kWidest = Limits<T>::kColumnsWidth;
   ColumnsPlan<T> plan;
-  plan.tiles = tiles_of(c.samples, Limits<T>::kColumnsWidth);
+  plan.tiles = tiles_of(c.samples, c.outputs * kWidest * kSize > kLargeTile ? kWidest / 2 : kWidest);
+  plan.threads = worthwhile_threads(c.threads, c.connections, c.samples, c.inputs + c.outputs);
+  const bool large = tile_room(plan.tiles, c.outputs) * kSize > kLargeTile;
+  plan.groups = large ? 1 : groups_of(plan.tiles, c.gradient != nullptr ? c.connections * kSize : 0);
+  plan.sharing = Sharing(plan.groups, plan.tiles.count(), plan.threads, c.outputs, c.connections);
   plan.in_place = c.row_scale == nullptr && usable_in_place<T>(c.dy, plan.tiles);
   plan.scaled = c.row_scale == nullptr && c.dx.data != nullptr && c.factors.first != nullptr;
-  plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, c.outputs);
-  plan.values = plan.scaled ? aligned(c.connections * static_cast<i64>(sizeof(T))) : 0;
-  plan.sums = c.bias_gradient != nullptr ? aligned(plan.tiles.count() * c.outputs * static_cast<i64>(sizeof(T))) : 0;
+  plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, plan.sharing, plan.threads, c.outputs);
+  plan.values = plan.scaled ? aligned(c.connections * kSize) : 0;
+  plan.sums = c.bias_gradient != nullptr ? aligned(plan.tiles.count() * c.outputs * kSize) : 0;
+  plan.gradients = c.gradient != nullptr ? (plan.groups - 1) * aligned(c.connections * kSize) : 0;
   return plan;
 }
 
 template <class T>
 std::size_t columns_workspace(const Columns<T>& c) {
   const ColumnsPlan<T> plan = plan_columns(c);
-  return static_cast<std::size_t>(plan.slabs + plan.values + plan.sums);
+  return static_cast<std::size_t>(plan.slabs + plan.values + plan.sums + plan.gradients);
 }
 
 template <class T>
@@ -649,14 +753,18 @@ DENDNORM_INLINE void finish_column(const Columns<T>& c, i64 j) {
   }
 }
 
-// G connections: each loads its row of dY once, for dX and for its own gradient.
+// Up to four connections: each loads its row of dY once, for dX and for its own gradient, whose sums over the samples
+// are returned half done.
 template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
-DENDNORM_INLINE void column_group(const typename Vec::Scalar* slab, i64 stride, const i32* row,
-                                  const typename Vec::Scalar* w, const typename Vec::V* x, typename Vec::V (*acc)[NV],
-                                  typename Vec::Scalar* gradient, bool add) {
-  typename Vec::V part[G];
-#pragma GCC unroll 8
-  for (int g = 0; g < G; ++g) {
+DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, i64 stride, const i32* row,
+                                 const typename Vec::Scalar* w, const typename Vec::V* x, typename Vec::V (*acc)[NV]) {
+  typename Vec::V part[4];
+#pragma GCC unroll 4
+  for (int g = 0; g < 4; ++g) {
+    if (g >= G) {
+      part[g] = Vec::zero();
+      continue;
+    }
     const auto* d = slab + row[g] * stride;
     typename Vec::V dy[NV];
 #pragma GCC unroll 8
@@ -673,20 +781,30 @@ DENDNORM_INLINE void column_group(const typename Vec::Scalar* slab, i64 stride, 
     }
   }
   if constexpr (kDw) {
-    if constexpr (G == 8) {
-      Vec::reduce8(part, gradient, add);
-    } else if constexpr (G == 4) {
-      Vec::reduce4(part, gradient, add);
-    } else {
-      gradient[0] = add ? gradient[0] + Vec::sum(part[0]) : Vec::sum(part[0]);
-    }
+    return Vec::fold(part);
+  } else {
+    return 0;
+  }
+}
+
+// The last one to three connections of a column.
+template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
+DENDNORM_INLINE void column_rest(const typename Vec::Scalar* slab, i64 stride, const i32* row,
+                                 const typename Vec::Scalar* w, const typename Vec::V* x, typename Vec::V (*acc)[NV],
+                                 typename Vec::Scalar* gradient, bool add) {
+  const auto folded = column_fold<Vec, NV, G, kDx, kDw, kChains>(slab, stride, row, w, x, acc);
+  if constexpr (kDw) {
+    typename Vec::Scalar sums[4];
+    Vec::put4(folded, sums, false);
+#pragma GCC unroll 3
+    for (int g = 0; g < G; ++g) gradient[g] = add ? gradient[g] + sums[g] : sums[g];
   }
 }
 
 template <class Vec, int NV, bool kDx, bool kDw>
 inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename Vec::Scalar* slab, i64 stride,
-                         const typename Vec::Scalar* values, i64 sample, i64 samples, i64 begin, i64 end, bool first,
-                         bool last) {
+                         const typename Vec::Scalar* values, typename Vec::Scalar* gradient, i64 sample, i64 samples,
+                         i64 begin, i64 end, bool first, bool last) {
   using T = typename Vec::Scalar;
   constexpr i64 kWidth = Vec::kLanes * NV;
   constexpr int kChains = NV == 1 ? 2 : 1;
@@ -714,15 +832,34 @@ inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename 
       i64 k = c.columns.start[j];
       const i64 stop = c.columns.start[j + 1];
       const i32* row = c.columns.index;
-      for (; k + 8 <= stop; k += 8) {
-        column_group<Vec, NV, 8, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, c.gradient + k, !first);
+      if constexpr (Vec::kFolds > 1) {
+        constexpr int kFolds = Vec::kFolds;
+        for (; k + 4 * kFolds <= stop; k += 4 * kFolds) {
+          decltype(column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row, values, x, acc)) folded[kFolds];
+#pragma GCC unroll 4
+          for (int f = 0; f < kFolds; ++f) {
+            const i64 from = k + 4 * f;
+            folded[f] = column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row + from, values + from, x, acc);
+          }
+          if constexpr (kDw) Vec::put(folded, gradient + k, !first);
+        }
       }
-      if (k + 4 <= stop) {
-        column_group<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, c.gradient + k, !first);
-        k += 4;
+      for (; k + 4 <= stop; k += 4) {
+        const auto folded = column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc);
+        if constexpr (kDw) Vec::put4(folded, gradient + k, !first);
       }
-      for (; k < stop; ++k) {
-        column_group<Vec, NV, 1, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, c.gradient + k, !first);
+      T* rest = kDw ? gradient + k : nullptr;
+      switch (stop - k) {
+        case 3:
+          column_rest<Vec, NV, 3, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, rest, !first);
+          break;
+        case 2:
+          column_rest<Vec, NV, 2, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, rest, !first);
+          break;
+        case 1:
+          column_rest<Vec, NV, 1, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, rest, !first);
+          break;
+        default: break;
       }
       if constexpr (kDx) {
         T* out = dx_rows != nullptr ? dx_rows + j * c.dx.stride : dx_block + r * kWidth;
@@ -776,21 +913,27 @@ inline void columns_single(const Columns<T>& c, const T* dy, const T* values, i6
   }
 }
 
+// What one tile of dY gives over a range of columns. `first` writes its part of the gradient, others add theirs; `last`
+// finishes the gradient.
 template <class T, bool kDx, bool kDw>
-void columns_part(const Columns<T>& c, const Tiles& tiles, const Slabs<T>& slabs, const T* values, i64 begin, i64 end) {
-  for (i64 t = 0; t < tiles.count(); ++t) {
-    const T* slab = slabs.tile(tiles, t);
-    const int width = tiles.width_of(t);
-    const bool first = t == 0, last = t + 1 == tiles.count();
-    const i64 stride = slabs.stride(tiles, t), sample = tiles.begin(t), samples = tiles.samples_of(t);
-    if (width == 1) {
-      columns_single<T, kDx, kDw>(c, slab, values, begin, end);
-      continue;
-    }
-    with_width(T{}, width, [&]<class Vec, int NV>() {
-      columns_tile<Vec, NV, kDx, kDw>(c, slab, stride, values, sample, samples, begin, end, first, last);
-    });
-  }
+void columns_range(const Columns<T>& c, const Tiles& tiles, i64 t, const T* slab, i64 stride, const T* values,
+                   T* gradient, i64 begin, i64 end, bool first, bool last) {
+  const int width = tiles.width_of(t);
+  if (width == 1) return columns_single<T, kDx, kDw>(c, slab, values, begin, end);
+  const i64 sample = tiles.begin(t), samples = tiles.samples_of(t);
+  with_width(T{}, width, [&]<class Vec, int NV>() {
+    columns_tile<Vec, NV, kDx, kDw>(c, slab, stride, values, gradient, sample, samples, begin, end, first, last);
+  });
+}
+
+// The variant that computes what is wanted; null where that is only the sums for the bias.
+template <class T>
+auto columns_range_for(const Columns<T>& c) {
+  const bool dx = c.dx.data != nullptr, dw = c.gradient != nullptr;
+  return dx && dw ? columns_range<T, true, true>
+         : dx     ? columns_range<T, true, false>
+         : dw     ? columns_range<T, false, true>
+                  : nullptr;
 }
 
 template <class T>
@@ -805,81 +948,122 @@ inline T sum_of(const T* values, i64 count) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+// Rows of a tile of dY: packed into `slab` unless they lie there, their sums unless those are null, and their scale.
+template <class T>
+void prepare_rows(const Columns<T>& c, const ColumnsPlan<T>& plan, i64 t, i64 begin, i64 end, T* slab, T* sums) {
+  const i64 width = plan.tiles.width_of(t), stride = plan.in_place && c.samples > 1 ? c.dy.stride : width;
+  const i64 step = sweep_of(c.dy, c.samples, c.outputs);
+  for (i64 i0 = begin; i0 < end; i0 += step) {
+    const i64 i1 = smaller(i0 + step, end);
+    if (!plan.in_place) pack_tile(c.dy, plan.tiles, t, i0, i1, step, slab);
+    if (sums != nullptr) {
+      for (i64 i = i0; i < i1; ++i) sums[t * c.outputs + i] = sum_of(slab + i * stride, width);
+    }
+    if (c.row_scale != nullptr) {
+      for (i64 i = i0; i < i1; ++i) {
+        const T scale = c.row_scale[i];
+        for (i64 b = i * stride; b < i * stride + width; ++b) slab[b] *= scale;
+      }
+    }
+  }
+}
+
+// The gradient of a range of columns, from the sums of all groups: the first group's are there, the others' follow each
+// other at a distance.
+template <class T>
+void add_groups(const Columns<T>& c, int groups, const T* sums, i64 distance, i64 begin, i64 end) {
+  for (i64 j0 = begin; j0 < end; j0 += kGrain) {
+    const i64 j1 = smaller(j0 + kGrain, end);
+    for (int g = 1; g < groups; ++g, sums += distance) {
+      for (i64 k = c.columns.start[j0]; k < c.columns.start[j1]; ++k) c.gradient[k] += sums[k];
+    }
+    sums -= (groups - 1) * distance;
+    for (i64 j = j0; j < j1; ++j) finish_column(c, j);
+  }
+}
+
+// Values times the factors of their rows.
+template <class T>
+void scale_values(const Columns<T>& c, i64 begin, i64 end, T* scaled) {
+  const i32* row = c.columns.index;
+  for (i64 k = begin; k < end; ++k) scaled[k] = c.values[k] * c.factors.first[row[k]];
+  if (c.factors.second != nullptr) {
+    for (i64 k = begin; k < end; ++k) scaled[k] *= c.factors.second[row[k]];
+  }
+}
+
 template <class T>
 void columns(const Columns<T>& c) {
   const ColumnsPlan<T> plan = plan_columns(c);
   const Tiles& tiles = plan.tiles;
-  T* packed = reinterpret_cast<T*>(c.workspace);
-  T* scaled = reinterpret_cast<T*>(c.workspace + plan.slabs);
-  T* sums = reinterpret_cast<T*>(c.workspace + plan.slabs + plan.values);
+  std::byte* memory = c.workspace;
+  T* packed = reinterpret_cast<T*>(memory);
+  T* scaled = reinterpret_cast<T*>(memory += plan.slabs);
+  T* sums = reinterpret_cast<T*>(memory += plan.values);
+  T* gradients = reinterpret_cast<T*>(memory += plan.sums);
+  if (c.bias_gradient == nullptr) sums = nullptr;
+  const i64 distance = aligned(c.connections * static_cast<i64>(sizeof(T))) / static_cast<i64>(sizeof(T));
   const Slabs<T> slabs{plan.in_place ? static_cast<T*>(c.dy.data) : packed, c.outputs,
                        plan.in_place && c.samples > 1 ? c.dy.stride : 0};
-  const int threads = worthwhile_threads(c.threads, c.connections, c.samples, c.inputs + c.outputs);
+  const int threads = plan.threads;
+  const bool visit = !plan.in_place || sums != nullptr, alone = plan.sharing.alone;
 
-  const bool visit = !plan.in_place || c.bias_gradient != nullptr;
-  const i64 pack_parts = visit ? parts_per_tile(tiles.count(), threads) : 0;
-  const i64 pieces = pack_parts * tiles.count();
+  const i64 pack_parts = parts_per_group(tiles.count(), threads),
+            pieces = visit && !alone ? pack_parts * tiles.count() : 0;
   auto prepare = [&](i64 begin, i64 end) {
     if (plan.scaled) {
-      const i64 from = c.connections * begin / threads, to = c.connections * end / threads;
-      const i32* row = c.columns.index;
-      for (i64 k = from; k < to; ++k) scaled[k] = c.values[k] * c.factors.first[row[k]];
-      if (c.factors.second != nullptr) {
-        for (i64 k = from; k < to; ++k) scaled[k] *= c.factors.second[row[k]];
-      }
+      scale_values(c, share_begin(c.connections, begin, threads), share_begin(c.connections, end, threads), scaled);
     }
-    for (i64 piece = pieces * begin / threads; piece < pieces * end / threads; ++piece) {
+    for (i64 piece = share_begin(pieces, begin, threads); piece < share_begin(pieces, end, threads); ++piece) {
       const i64 t = piece / pack_parts, part = piece % pack_parts;
-      const i64 from = grain_begin(c.outputs, part, pack_parts), to = grain_begin(c.outputs, part + 1, pack_parts);
-      const i64 width = tiles.width_of(t), stride = slabs.stride(tiles, t);
-      T* slab = slabs.tile(tiles, t);
-      for (i64 i0 = from; i0 < to; i0 += kBlock) {
-        const i64 count = smaller(kBlock, to - i0);
-        if (!plan.in_place) {
-          pack(c.dy, tiles.begin(t), tiles.samples_of(t), i0, count, slab + i0 * width, width);
+      prepare_rows(c, plan, t, grain_begin(c.outputs, part, pack_parts), grain_begin(c.outputs, part + 1, pack_parts),
+                   slabs.tile(tiles, t), sums);
+    }
+  };
+  if (pieces > 0 || plan.scaled) in_threads(c.threads, threads, prepare);
+
+  const T* values = plan.scaled ? scaled : c.values;
+  const auto range = columns_range_for(c);
+  const i64 parts = plan.sharing.parts, items = parts * plan.groups, per_group = tiles.count() / plan.groups;
+  auto compute = [&](i64 begin, i64 end) {
+    T* own = alone && !plan.in_place ? packed + begin * tile_room(tiles, c.outputs) : nullptr;
+    const i64 first = share_begin(items, begin, threads);
+    for (i64 item = first; item < share_begin(items, end, threads); ++item) {
+      const i64 group = item / parts, part = item % parts;
+      const i64 from = part_begin(c.columns.start, c.inputs, part, parts);
+      const i64 to = part_begin(c.columns.start, c.inputs, part + 1, parts);
+      T* gradient = group == 0 ? c.gradient : gradients + (group - 1) * distance;
+      for (i64 in_group = 0; in_group < per_group; ++in_group) {
+        const i64 t = group * per_group + in_group;
+        T* slab = own != nullptr ? own : slabs.tile(tiles, t);
+        if (alone && visit && plan.sharing.packs(item, first)) {
+          prepare_rows(c, plan, t, 0, c.outputs, slab, part == 0 ? sums : nullptr);
         }
-        if (c.bias_gradient != nullptr) {
-          for (i64 i = i0; i < i0 + count; ++i) sums[t * c.outputs + i] = sum_of(slab + i * stride, width);
-        }
-        if (c.row_scale != nullptr) {
-          for (i64 i = i0; i < i0 + count; ++i) {
-            const T scale = c.row_scale[i];
-            for (i64 b = i * stride; b < i * stride + width; ++b) slab[b] *= scale;
-          }
-        }
+        if (range == nullptr) continue;
+        range(c, tiles, t, slab, slabs.stride(tiles, t), values, gradient, from, to, in_group == 0,
+              plan.groups == 1 && in_group + 1 == per_group);
       }
     }
   };
-  if (pieces > 0 || plan.scaled) in_threads(c.threads, threads, threads, prepare);
-  if (c.bias_gradient != nullptr) {
-    for (i64 i = 0; i < c.outputs; ++i) {
-      T sum = 0;
-      for (i64 t = 0; t < tiles.count(); ++t) sum += sums[t * c.outputs + i];
-      c.bias_gradient[i] = sum;
-    }
-  }
+  in_threads(c.threads, threads, compute);
 
-  const T* values = plan.scaled ? scaled : c.values;
-  const bool dx = c.dx.data != nullptr, dw = c.gradient != nullptr;
+  const bool dw = c.gradient != nullptr;
+  if (dw && plan.groups > 1) {
+    auto add = [&](i64 begin, i64 end) {
+      add_groups(c, plan.groups, gradients, distance, part_begin(c.columns.start, c.inputs, begin, threads),
+                 part_begin(c.columns.start, c.inputs, end, threads));
+    };
+    in_threads(c.threads, threads, add);
+  }
   if (tiles.count() == 0) {
     for (i64 k = 0; dw && k < c.connections; ++k) c.gradient[k] = 0;
     for (i64 j = 0; c.dots != nullptr && j < c.inputs; ++j) c.dots[j] = 0;
-    return;
   }
-  auto compute = [&](i64 begin, i64 end) {
-    for (i64 part = begin; part < end; ++part) {
-      const i64 from = part_begin(c.columns.start, c.inputs, part, threads);
-      const i64 to = part_begin(c.columns.start, c.inputs, part + 1, threads);
-      if (dx && dw) {
-        columns_part<T, true, true>(c, tiles, slabs, values, from, to);
-      } else if (dx) {
-        columns_part<T, true, false>(c, tiles, slabs, values, from, to);
-      } else if (dw) {
-        columns_part<T, false, true>(c, tiles, slabs, values, from, to);
-      }
-    }
-  };
-  in_threads(c.threads, threads, threads, compute);
+  for (i64 i = 0; sums != nullptr && i < c.outputs; ++i) {
+    T sum = 0;
+    for (i64 t = 0; t < tiles.count(); ++t) sum += sums[t * c.outputs + i];
+    c.bias_gradient[i] = sum;
+  }
 }
 
 const Kernels table{forward<float>,           forward<double>,          columns<float>,

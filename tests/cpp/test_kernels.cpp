@@ -97,7 +97,7 @@ template <class T>
 void check_forward(const Kernels& set, const Case<T>& test, bool bias) {
   const std::vector<double> y = forward(set, test, bias, 1);
   cases::expect_output(test, bias, y);
-  for (const int threads : {2, 3, 7}) {
+  for (const int threads : {2, 3, 4, 7}) {
     ASSERT_EQ(forward(set, test, bias, threads), y) << threads << " threads";
   }
 }
@@ -152,7 +152,7 @@ template <class T>
 void check_columns(const Kernels& set, const Case<T>& test, const Wanted& wanted) {
   const Gradients got = columns(set, test, wanted, 1);
   cases::expect_gradients(test, wanted, got);
-  for (const int threads : {2, 3, 7}) {
+  for (const int threads : {2, 3, 4, 7}) {
     ASSERT_TRUE(columns(set, test, wanted, threads) == got) << threads << " threads";
   }
 }
@@ -218,6 +218,21 @@ TEST_P(EverySet, TakesShapesAtTheEdge) {
 TEST_P(EverySet, SplitsLargeLayersWithTheSameBits) {
   check_all<float>(*GetParam().kernels, {400, 300, 0.1}, 100, Type::kFloat32, false, 300);
   check_all<double>(*GetParam().kernels, {300, 400, 0.1}, 70, Type::kFloat64, true, 301);
+}
+
+// Two to eight groups of tiles, which threads have to themselves or share.
+TEST_P(EverySet, AddsGroupsOfTilesWithTheSameBits) {
+  for (const i64 samples : {128, 192, 256, 512}) {
+    check_all<float>(*GetParam().kernels, {60, 40, 0.2}, samples, Type::kFloat32, samples == 256, 309);
+    check_all<double>(*GetParam().kernels, {40, 60, 0.2}, samples, Type::kFloat64, samples == 512, 310);
+  }
+}
+
+// Many outputs, whose tiles are narrower or shared, and activations that are packed in long runs.
+TEST_P(EverySet, TakesTilesThatNoCacheHolds) {
+  check_all<float>(*GetParam().kernels, {4, 9000, 0.2}, 128, Type::kFloat32, false, 311);
+  check_all<double>(*GetParam().kernels, {4, 9000, 0.2}, 128, Type::kFloat64, true, 312);
+  check_all<float>(*GetParam().kernels, {3, 33000, 0.2}, 64, Type::kFloat32, false, 313);
 }
 
 // One sample: sums over several parts of the columns, and rows where the outputs are too many to stay near.
