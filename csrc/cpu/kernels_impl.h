@@ -436,8 +436,8 @@ inline T row_dot(const T* x, const i32* index, const i32* perm, const T* values,
 
 // ---- Y = X W^T + bias ----
 
-// Bytes of a tile of dY. Above, half as many samples stay nearer, and threads had better share a tile.
-constexpr i64 kLargeTile = i64{2} << 20;
+// Bytes. A larger tile lies mostly beyond the second-level cache.
+constexpr i64 kNearTile = i64{1} << 20;
 
 template <class T>
 struct ForwardPlan {
@@ -625,7 +625,7 @@ void forward(const Forward<T>& f) {
 
   const i64 parts = plan.sharing.parts, sweep = sweep_of(f.x, f.samples, f.inputs);
   const bool alone = plan.sharing.alone && !plan.in_place;
-  const bool far = tile_room(tiles, f.inputs) * static_cast<i64>(sizeof(T)) > kLargeTile / 2;
+  const bool far = tile_room(tiles, f.inputs) * static_cast<i64>(sizeof(T)) > kNearTile;
   const i64 pieces = plan.in_place || alone ? 0 : parts * tiles.count();
   auto prepare = [&](i64 begin, i64 end) {
     if (plan.permute) {
@@ -695,10 +695,11 @@ ColumnsPlan<T> plan_columns(const Columns<T>& c) {
   constexpr i64 kSize = sizeof(T);
   constexpr int kWidest = Limits<T>::kColumnsWidth;
   ColumnsPlan<T> plan;
-  plan.tiles = tiles_of(c.samples, c.outputs * kWidest * kSize > kLargeTile ? kWidest / 2 : kWidest);
+  // Of many outputs half as many samples stay nearer; where that is not near either, threads had better share a tile.
+  plan.tiles = tiles_of(c.samples, c.outputs * kWidest * kSize > 2 * kNearTile ? kWidest / 2 : kWidest);
   plan.threads = worthwhile_threads(c.threads, c.connections, c.samples, c.inputs + c.outputs);
-  const bool large = tile_room(plan.tiles, c.outputs) * kSize > kLargeTile;
-  plan.groups = large ? 1 : groups_of(plan.tiles, c.gradient != nullptr ? c.connections * kSize : 0);
+  const bool shared = tile_room(plan.tiles, c.outputs) * kSize > 2 * kNearTile;
+  plan.groups = shared ? 1 : groups_of(plan.tiles, c.gradient != nullptr ? c.connections * kSize : 0);
   plan.sharing = Sharing(plan.groups, plan.tiles.count(), plan.threads, c.outputs, c.connections);
   plan.in_place = c.row_scale == nullptr && usable_in_place<T>(c.dy, plan.tiles);
   plan.scaled = c.row_scale == nullptr && c.dx.data != nullptr && c.factors.first != nullptr;

@@ -74,6 +74,12 @@ def _seed(seed: int | None) -> int:
     return seed
 
 
+def _parameter(module: nn.Module, name: str) -> Any:
+    """A parameter, from where it lies unless a parametrization or a hook has moved it: several times faster."""
+    parameters = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
+
+
 class SparseLinear(nn.Module):
     """``y = x W.T + bias`` with exactly nnz connections, where row i of W is w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i.
 
@@ -281,13 +287,13 @@ class SparseLinear(nn.Module):
         return cls._of(pattern, effective, bias, norm)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # Module attributes are slow to look up, and a small layer's call is mostly that: the buffers at once.
-        norm, buffers = self.norm, self._buffers
+        # Module attributes are slow to look up, and a small layer's call is mostly that.
+        norm, buffers = self._modules["norm"], self._buffers
         return _ops.sparse_linear(
             input,
-            self.weight,
-            self.bias,
-            norm.excitability,
+            _parameter(self, "weight"),
+            _parameter(self, "bias"),
+            _parameter(norm, "excitability"),
             buffers["ccol_indices"],
             buffers["row_indices"],
             buffers["crow_indices"],

@@ -319,6 +319,28 @@ def test_meta_device_then_reset_or_load(norm):
     assert real.to("meta").to_dense().weight.is_meta
 
 
+class _Double(torch.nn.Module):
+    def forward(self, value):
+        return 2 * value
+
+
+def test_parametrizations_act_on_values_bias_and_excitability():
+    layer, x = SparseLinear(6, 4, density=0.5, norm="l0", seed=0), torch.randn(3, 6)
+    with torch.no_grad():
+        layer.bias.normal_()
+        expected = 4 * layer(x) - 2 * layer.bias
+    register = torch.nn.utils.parametrize.register_parametrization
+    register(layer, "weight", _Double())
+    register(layer, "bias", _Double())
+    register(layer.norm, "excitability", _Double())
+    got = layer(x)
+    torch.testing.assert_close(got, expected)
+    got.sum().backward()
+    for module, name in ((layer, "weight"), (layer, "bias"), (layer.norm, "excitability")):
+        assert module.parametrizations[name].original.grad.abs().sum() > 0, name
+
+
+
 def test_info_tells_versions_build_and_devices():
     from dendnorm import info
 
