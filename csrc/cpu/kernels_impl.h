@@ -680,14 +680,21 @@ struct ColumnsPlan {
 };
 
 // The tiles are taken in groups. Each has sums of its own for the gradient, so many bytes, which are added in the end:
-// so a thread can have whole tiles to itself, with those samples of dY in its own cache. Groups are equal, or threads
-// would wait, and follow from the shape alone.
+// so a thread can have whole tiles to itself, with those samples of dY in its own cache. Groups have equally many of
+// the widest tiles, where the narrower ones count as one, none has more than 4/3 of its share of the samples, and they
+// follow from the shape alone.
 inline int groups_of(const Tiles& tiles, i64 sums) {
   constexpr i64 kMemory = i64{16} << 20;
+  const i64 wide = tiles.full + (tiles.tails > 0);
+  if (wide == 0 || 3 * wide * tiles.width > 4 * tiles.samples) return 1;
   int groups = 1;
-  if (tiles.full == 0 || tiles.tails > 0) return groups;
-  while (groups < 8 && tiles.full % (2 * groups) == 0 && (2 * groups - 1) * sums <= kMemory) groups *= 2;
+  while (groups < 8 && wide % (2 * groups) == 0 && (2 * groups - 1) * sums <= kMemory) groups *= 2;
   return groups;
+}
+
+// The first tile of a group.
+inline i64 group_begin(const Tiles& tiles, i64 group, int groups) {
+  return group == groups ? tiles.count() : (tiles.full + (tiles.tails > 0)) / groups * group;
 }
 
 template <class T>
@@ -1025,7 +1032,7 @@ void columns(const Columns<T>& c) {
 
   const T* values = plan.scaled ? scaled : c.values;
   const auto range = columns_range_for(c);
-  const i64 parts = plan.sharing.parts, items = parts * plan.groups, per_group = tiles.count() / plan.groups;
+  const i64 parts = plan.sharing.parts, items = parts * plan.groups;
   auto compute = [&](i64 begin, i64 end) {
     T* own = alone && !plan.in_place ? packed + begin * tile_room(tiles, c.outputs) : nullptr;
     const i64 first = share_begin(items, begin, threads);
@@ -1034,15 +1041,16 @@ void columns(const Columns<T>& c) {
       const i64 from = part_begin(c.columns.start, c.inputs, part, parts);
       const i64 to = part_begin(c.columns.start, c.inputs, part + 1, parts);
       T* gradient = group == 0 ? c.gradient : gradients + (group - 1) * distance;
-      for (i64 in_group = 0; in_group < per_group; ++in_group) {
-        const i64 t = group * per_group + in_group;
+      const i64 first_tile = group_begin(tiles, group, plan.groups),
+                end_tile = group_begin(tiles, group + 1, plan.groups);
+      for (i64 t = first_tile; t < end_tile; ++t) {
         T* slab = own != nullptr ? own : slabs.tile(tiles, t);
         if (alone && visit && plan.sharing.packs(item, first)) {
           prepare_rows(c, plan, t, 0, c.outputs, slab, part == 0 ? sums : nullptr);
         }
         if (range == nullptr) continue;
-        range(c, tiles, t, slab, slabs.stride(tiles, t), values, gradient, from, to, in_group == 0,
-              plan.groups == 1 && in_group + 1 == per_group);
+        range(c, tiles, t, slab, slabs.stride(tiles, t), values, gradient, from, to, t == first_tile,
+              plan.groups == 1 && t + 1 == end_tile);
       }
     }
   };
