@@ -19,6 +19,9 @@
 #if defined(__x86_64__)
 #include <xmmintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
@@ -51,14 +54,29 @@ void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
 
 cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
 
+// What the allocator gets anew from the system for every call, page by page.
+constexpr std::size_t kAnew = std::size_t{32} << 20;
+
+// Asks for large pages where memory is new: ten thousand page faults fewer for 40 MB.
+void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
+  if (bytes > kAnew && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+void prefer_large_pages(const Tensor& result) { prefer_large_pages(result.mutable_data_ptr(), result.nbytes()); }
+
 // Memory for one call of a kernel. A thread keeps what its calls needed, up to a limit: the allocator tends to give
 // blocks of this size back to the system after a step, and to get them again, page by page, for the next.
 class Workspace {
  public:
   explicit Workspace(std::size_t bytes) {
-    constexpr std::size_t kKept = std::size_t{32} << 20;
-    if (bytes > kKept) {
+    if (bytes > kAnew) {
       own_ = allocate(bytes);
+      prefer_large_pages(own_.get(), bytes);
       data_ = own_.get();
       return;
     }
@@ -176,6 +194,7 @@ struct Backend {
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
                       const Pattern& pattern, const Norm& norm, const Tensor& output) {
     const auto& kernels = cpu::kernels();
+    prefer_large_pages(output);
     const Matrix<cpu::Activations> x(input), y(output);
     const RowFactors<T> factors(threaded_layer<T>(weight, excitability, pattern, norm));
     cpu::Forward<T> f{};
@@ -224,6 +243,7 @@ struct Backend {
     c.x = x.activations;
     if (mask[0]) {
       gradients.input = empty_activations(input, input.sym_size(-1));
+      prefer_large_pages(gradients.input);
       dx = Matrix<cpu::Activations>(gradients.input);
       c.dx = dx.activations;
     }
@@ -232,6 +252,7 @@ struct Backend {
     Tensor gradient;
     if (wants_values) {
       gradient = at::empty_like(weight);
+      prefer_large_pages(gradient);
       c.gradient = gradient.mutable_data_ptr<T>();
     }
     c.finish = mask[1] && !rows_pass;
