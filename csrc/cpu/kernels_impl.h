@@ -321,30 +321,16 @@ inline void unpack(const T* src, i64 width, const Activations& to, i64 sample, i
   }
 }
 
-// Where the tiles of a slab lie: packed, or in place where the caller's memory is one already.
-template <class T>
-struct Slabs {
-  T* base;
-  i64 neurons;
-  i64 in_place_stride;  // 0: packed
-
-  T* tile(const Tiles& tiles, i64 t) const {
-    return in_place_stride != 0 ? base + tiles.begin(t) : base + tiles.begin(t) * neurons;
-  }
-  i64 stride(const Tiles& tiles, i64 t) const { return in_place_stride != 0 ? in_place_stride : tiles.width_of(t); }
-};
-
-// A feature-major matrix of whole, aligned tiles needs no copy, unless its rows would fall into the same few cache
-// sets; nor does a single sample.
+// Whether the caller's memory is a slab already: feature-major, one tile, whole and aligned. More tiles side by side
+// would do without a copy, too, but use few of the cache's sets: the products take 10 to 20 % longer than the copy.
 template <class T>
 inline bool usable_in_place(const Activations& x, const Tiles& tiles) {
   const Type type = sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32;
-  if (x.type != type) return false;
+  if (x.type != type || tiles.count() != 1) return false;
   if (tiles.samples == 1) return !x.feature_major || x.stride == 1;
-  const i64 bytes = x.stride * static_cast<i64>(sizeof(T));
-  const i64 misfit = reinterpret_cast<std::uintptr_t>(x.data) % kAlign;
-  return x.feature_major && tiles.total() == tiles.samples && tiles.tails <= 1 && misfit == 0 && bytes % kAlign == 0 &&
-         bytes % 2048 != 0;
+  const i64 width = tiles.width_of(0);
+  return x.feature_major && tiles.samples == width && x.stride == width &&
+         reinterpret_cast<std::uintptr_t>(x.data) % kAlign == 0;
 }
 
 // The rows of one tile where they lie: feature-major, whole and aligned. Null where they must be packed and unpacked.
@@ -375,8 +361,9 @@ enum class Order { kThrough, kOne, kFour };
 
 // acc[t] = sum over the connections of a row of w times the sample vectors of its inputs.
 template <class Vec, int NV, Order kOrder>
-DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, i64 stride, const i32* index, const i32* perm,
+DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, const i32* index, const i32* perm,
                              const typename Vec::Scalar* values, i64 begin, i64 end, typename Vec::V* acc) {
+  constexpr i64 kWidth = Vec::kLanes * NV;
   constexpr int kFlight = NV == 1 ? 4 : 2;  // connections in flight hide the latency of the sum
   typename Vec::V sums[kFlight][NV];
 #pragma GCC unroll 4
@@ -395,7 +382,7 @@ DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, i64 stride, const
     }
 #pragma GCC unroll 4
     for (int u = 0; u < 4; ++u) {
-      const auto* x = slab + index[k + u] * stride;
+      const auto* x = slab + index[k + u] * kWidth;
 #pragma GCC unroll 8
       for (int t = 0; t < NV; ++t) {
         sums[u % kFlight][t] = Vec::fma(w[u], Vec::load(x + t * Vec::kLanes), sums[u % kFlight][t]);
@@ -405,7 +392,7 @@ DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, i64 stride, const
 #pragma GCC unroll 3
   for (int u = 0; u < 3; ++u) {
     if (k + u >= end) break;
-    const auto* x = slab + index[k + u] * stride;
+    const auto* x = slab + index[k + u] * kWidth;
     const auto w = Vec::set1(values[kOrder == Order::kThrough ? perm[k + u] : k + u]);
 #pragma GCC unroll 8
     for (int t = 0; t < NV; ++t) {
@@ -494,7 +481,7 @@ DENDNORM_INLINE T finished(const Forward<T>& f, i64 i, T sum) {
 }
 
 template <class Vec, int NV, Order kOrder>
-inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename Vec::Scalar* slab, i64 stride,
+inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename Vec::Scalar* slab,
                          const typename Vec::Scalar* values, i64 sample, i64 samples, i64 begin, i64 end) {
   using T = typename Vec::Scalar;
   constexpr i64 kWidth = Vec::kLanes * NV;
@@ -506,8 +493,7 @@ inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename 
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
       typename Vec::V acc[NV];
-      row_sum<Vec, NV, kOrder>(slab, stride, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1],
-                               acc);
+      row_sum<Vec, NV, kOrder>(slab, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1], acc);
       if (f.factors.first != nullptr) {
         const auto factor = Vec::set1(f.factors.first[i]);
 #pragma GCC unroll 8
@@ -616,10 +602,8 @@ void forward(const Forward<T>& f) {
   if (f.samples == 0 || f.outputs == 0) return;
   const ForwardPlan<T> plan = plan_forward(f);
   const Tiles& tiles = plan.tiles;
-  T* packed = reinterpret_cast<T*>(f.workspace);
+  T* slabs = reinterpret_cast<T*>(plan.in_place ? static_cast<std::byte*>(f.x.data) : f.workspace);
   T* permuted = reinterpret_cast<T*>(f.workspace + plan.slabs);
-  const Slabs<T> slabs{plan.in_place ? static_cast<T*>(f.x.data) : packed, f.inputs,
-                       plan.in_place && f.samples > 1 ? f.x.stride : 0};
   const int threads = plan.threads;
   if (plan.spread > 0) return forward_spread(f, plan.spread, threads);
 
@@ -635,7 +619,7 @@ void forward(const Forward<T>& f) {
     for (i64 piece = share_begin(pieces, begin, threads); piece < share_begin(pieces, end, threads); ++piece) {
       const i64 t = piece / parts, part = piece % parts;
       pack_tile(f.x, tiles, t, grain_begin(f.inputs, part, parts), grain_begin(f.inputs, part + 1, parts), sweep,
-                slabs.tile(tiles, t));
+                slabs + tiles.begin(t) * f.inputs);
     }
   };
   if (pieces > 0 || plan.permute) in_threads(f.threads, threads, prepare);
@@ -643,25 +627,25 @@ void forward(const Forward<T>& f) {
   const T* values = plan.permute ? permuted : f.values;
   const i64 items = parts * tiles.count();
   auto compute = [&](i64 begin, i64 end) {
-    T* own = alone ? packed + begin * tile_room(tiles, f.inputs) : nullptr;
+    T* own = alone ? slabs + begin * tile_room(tiles, f.inputs) : nullptr;
     const i64 first = share_begin(items, begin, threads);
     for (i64 item = first; item < share_begin(items, end, threads); ++item) {
       const i64 t = item / parts, part = item % parts;
       const i64 from = part_begin(f.rows.start, f.outputs, part, parts);
       const i64 to = part_begin(f.rows.start, f.outputs, part + 1, parts);
       if (alone && plan.sharing.packs(item, first)) pack_tile(f.x, tiles, t, 0, f.inputs, sweep, own);
-      const T* slab = alone ? own : slabs.tile(tiles, t);
+      const T* slab = alone ? own : slabs + tiles.begin(t) * f.inputs;
       const int width = tiles.width_of(t);
       if (width == 1) {
         forward_single(f, slab, values, from, to);
         continue;
       }
-      const i64 stride = slabs.stride(tiles, t), sample = tiles.begin(t), samples = tiles.samples_of(t);
+      const i64 sample = tiles.begin(t), samples = tiles.samples_of(t);
       with_width(T{}, width, [&]<class Vec, int NV>() {
         const auto tile = !plan.permute ? forward_tile<Vec, NV, Order::kThrough>
                           : far         ? forward_tile<Vec, NV, Order::kOne>
                                         : forward_tile<Vec, NV, Order::kFour>;
-        tile(f, slab, stride, values, sample, samples, from, to);
+        tile(f, slab, values, sample, samples, from, to);
       });
     }
   };
@@ -764,8 +748,9 @@ DENDNORM_INLINE void finish_column(const Columns<T>& c, i64 j) {
 // Up to four connections: each loads its row of dY once, for dX and for its own gradient, whose sums over the samples
 // are returned half done.
 template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
-DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, i64 stride, const i32* row,
-                                 const typename Vec::Scalar* w, const typename Vec::V* x, typename Vec::V (*acc)[NV]) {
+DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, const i32* row, const typename Vec::Scalar* w,
+                                 const typename Vec::V* x, typename Vec::V (*acc)[NV]) {
+  constexpr i64 kWidth = Vec::kLanes * NV;
   typename Vec::V part[4];
 #pragma GCC unroll 4
   for (int g = 0; g < 4; ++g) {
@@ -773,7 +758,7 @@ DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, i64 stride, c
       part[g] = Vec::zero();
       continue;
     }
-    const auto* d = slab + row[g] * stride;
+    const auto* d = slab + row[g] * kWidth;
     typename Vec::V dy[NV];
 #pragma GCC unroll 8
     for (int t = 0; t < NV; ++t) dy[t] = Vec::load(d + t * Vec::kLanes);
@@ -797,10 +782,10 @@ DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, i64 stride, c
 
 // The last one to three connections of a column.
 template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
-DENDNORM_INLINE void column_rest(const typename Vec::Scalar* slab, i64 stride, const i32* row,
-                                 const typename Vec::Scalar* w, const typename Vec::V* x, typename Vec::V (*acc)[NV],
-                                 typename Vec::Scalar* gradient, bool add) {
-  const auto folded = column_fold<Vec, NV, G, kDx, kDw, kChains>(slab, stride, row, w, x, acc);
+DENDNORM_INLINE void column_rest(const typename Vec::Scalar* slab, const i32* row, const typename Vec::Scalar* w,
+                                 const typename Vec::V* x, typename Vec::V (*acc)[NV], typename Vec::Scalar* gradient,
+                                 bool add) {
+  const auto folded = column_fold<Vec, NV, G, kDx, kDw, kChains>(slab, row, w, x, acc);
   if constexpr (kDw) {
     typename Vec::Scalar sums[4];
     Vec::put4(folded, sums, false);
@@ -810,7 +795,7 @@ DENDNORM_INLINE void column_rest(const typename Vec::Scalar* slab, i64 stride, c
 }
 
 template <class Vec, int NV, bool kDx, bool kDw>
-inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename Vec::Scalar* slab, i64 stride,
+inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename Vec::Scalar* slab,
                          const typename Vec::Scalar* values, typename Vec::Scalar* gradient, i64 sample, i64 samples,
                          i64 begin, i64 end, bool first, bool last) {
   using T = typename Vec::Scalar;
@@ -843,30 +828,24 @@ inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename 
       if constexpr (Vec::kFolds > 1) {
         constexpr int kFolds = Vec::kFolds;
         for (; k + 4 * kFolds <= stop; k += 4 * kFolds) {
-          decltype(column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row, values, x, acc)) folded[kFolds];
+          decltype(column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, row, values, x, acc)) folded[kFolds];
 #pragma GCC unroll 4
           for (int f = 0; f < kFolds; ++f) {
             const i64 from = k + 4 * f;
-            folded[f] = column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row + from, values + from, x, acc);
+            folded[f] = column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, row + from, values + from, x, acc);
           }
           if constexpr (kDw) Vec::put(folded, gradient + k, !first);
         }
       }
       for (; k + 4 <= stop; k += 4) {
-        const auto folded = column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc);
+        const auto folded = column_fold<Vec, NV, 4, kDx, kDw, kChains>(slab, row + k, values + k, x, acc);
         if constexpr (kDw) Vec::put4(folded, gradient + k, !first);
       }
       T* rest = kDw ? gradient + k : nullptr;
       switch (stop - k) {
-        case 3:
-          column_rest<Vec, NV, 3, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, rest, !first);
-          break;
-        case 2:
-          column_rest<Vec, NV, 2, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, rest, !first);
-          break;
-        case 1:
-          column_rest<Vec, NV, 1, kDx, kDw, kChains>(slab, stride, row + k, values + k, x, acc, rest, !first);
-          break;
+        case 3: column_rest<Vec, NV, 3, kDx, kDw, kChains>(slab, row + k, values + k, x, acc, rest, !first); break;
+        case 2: column_rest<Vec, NV, 2, kDx, kDw, kChains>(slab, row + k, values + k, x, acc, rest, !first); break;
+        case 1: column_rest<Vec, NV, 1, kDx, kDw, kChains>(slab, row + k, values + k, x, acc, rest, !first); break;
         default: break;
       }
       if constexpr (kDx) {
@@ -924,13 +903,13 @@ inline void columns_single(const Columns<T>& c, const T* dy, const T* values, i6
 // What one tile of dY gives over a range of columns. `first` writes its part of the gradient, others add theirs; `last`
 // finishes the gradient.
 template <class T, bool kDx, bool kDw>
-void columns_range(const Columns<T>& c, const Tiles& tiles, i64 t, const T* slab, i64 stride, const T* values,
-                   T* gradient, i64 begin, i64 end, bool first, bool last) {
+void columns_range(const Columns<T>& c, const Tiles& tiles, i64 t, const T* slab, const T* values, T* gradient,
+                   i64 begin, i64 end, bool first, bool last) {
   const int width = tiles.width_of(t);
   if (width == 1) return columns_single<T, kDx, kDw>(c, slab, values, begin, end);
   const i64 sample = tiles.begin(t), samples = tiles.samples_of(t);
   with_width(T{}, width, [&]<class Vec, int NV>() {
-    columns_tile<Vec, NV, kDx, kDw>(c, slab, stride, values, gradient, sample, samples, begin, end, first, last);
+    columns_tile<Vec, NV, kDx, kDw>(c, slab, values, gradient, sample, samples, begin, end, first, last);
   });
 }
 
@@ -959,18 +938,18 @@ inline T sum_of(const T* values, i64 count) {
 // Rows of a tile of dY: packed into `slab` unless they lie there, their sums unless those are null, and their scale.
 template <class T>
 void prepare_rows(const Columns<T>& c, const ColumnsPlan<T>& plan, i64 t, i64 begin, i64 end, T* slab, T* sums) {
-  const i64 width = plan.tiles.width_of(t), stride = plan.in_place && c.samples > 1 ? c.dy.stride : width;
+  const i64 width = plan.tiles.width_of(t);
   const i64 step = sweep_of(c.dy, c.samples, c.outputs);
   for (i64 i0 = begin; i0 < end; i0 += step) {
     const i64 i1 = smaller(i0 + step, end);
     if (!plan.in_place) pack_tile(c.dy, plan.tiles, t, i0, i1, step, slab);
     if (sums != nullptr) {
-      for (i64 i = i0; i < i1; ++i) sums[t * c.outputs + i] = sum_of(slab + i * stride, width);
+      for (i64 i = i0; i < i1; ++i) sums[t * c.outputs + i] = sum_of(slab + i * width, width);
     }
     if (c.row_scale != nullptr) {
       for (i64 i = i0; i < i1; ++i) {
         const T scale = c.row_scale[i];
-        for (i64 b = i * stride; b < i * stride + width; ++b) slab[b] *= scale;
+        for (i64 b = i * width; b < (i + 1) * width; ++b) slab[b] *= scale;
       }
     }
   }
@@ -1005,14 +984,12 @@ void columns(const Columns<T>& c) {
   const ColumnsPlan<T> plan = plan_columns(c);
   const Tiles& tiles = plan.tiles;
   std::byte* memory = c.workspace;
-  T* packed = reinterpret_cast<T*>(memory);
+  T* slabs = reinterpret_cast<T*>(plan.in_place ? static_cast<std::byte*>(c.dy.data) : memory);
   T* scaled = reinterpret_cast<T*>(memory += plan.slabs);
   T* sums = reinterpret_cast<T*>(memory += plan.values);
   T* gradients = reinterpret_cast<T*>(memory += plan.sums);
   if (c.bias_gradient == nullptr) sums = nullptr;
   const i64 distance = aligned(c.connections * static_cast<i64>(sizeof(T))) / static_cast<i64>(sizeof(T));
-  const Slabs<T> slabs{plan.in_place ? static_cast<T*>(c.dy.data) : packed, c.outputs,
-                       plan.in_place && c.samples > 1 ? c.dy.stride : 0};
   const int threads = plan.threads;
   const bool visit = !plan.in_place || sums != nullptr, alone = plan.sharing.alone;
 
@@ -1025,7 +1002,7 @@ void columns(const Columns<T>& c) {
     for (i64 piece = share_begin(pieces, begin, threads); piece < share_begin(pieces, end, threads); ++piece) {
       const i64 t = piece / pack_parts, part = piece % pack_parts;
       prepare_rows(c, plan, t, grain_begin(c.outputs, part, pack_parts), grain_begin(c.outputs, part + 1, pack_parts),
-                   slabs.tile(tiles, t), sums);
+                   slabs + tiles.begin(t) * c.outputs, sums);
     }
   };
   if (pieces > 0 || plan.scaled) in_threads(c.threads, threads, prepare);
@@ -1034,7 +1011,7 @@ void columns(const Columns<T>& c) {
   const auto range = columns_range_for(c);
   const i64 parts = plan.sharing.parts, items = parts * plan.groups;
   auto compute = [&](i64 begin, i64 end) {
-    T* own = alone && !plan.in_place ? packed + begin * tile_room(tiles, c.outputs) : nullptr;
+    T* own = alone && !plan.in_place ? slabs + begin * tile_room(tiles, c.outputs) : nullptr;
     const i64 first = share_begin(items, begin, threads);
     for (i64 item = first; item < share_begin(items, end, threads); ++item) {
       const i64 group = item / parts, part = item % parts;
@@ -1044,13 +1021,12 @@ void columns(const Columns<T>& c) {
       const i64 first_tile = group_begin(tiles, group, plan.groups),
                 end_tile = group_begin(tiles, group + 1, plan.groups);
       for (i64 t = first_tile; t < end_tile; ++t) {
-        T* slab = own != nullptr ? own : slabs.tile(tiles, t);
+        T* slab = own != nullptr ? own : slabs + tiles.begin(t) * c.outputs;
         if (alone && visit && plan.sharing.packs(item, first)) {
           prepare_rows(c, plan, t, 0, c.outputs, slab, part == 0 ? sums : nullptr);
         }
         if (range == nullptr) continue;
-        range(c, tiles, t, slab, slabs.stride(tiles, t), values, gradient, from, to, t == first_tile,
-              plan.groups == 1 && t + 1 == end_tile);
+        range(c, tiles, t, slab, values, gradient, from, to, t == first_tile, plan.groups == 1 && t + 1 == end_tile);
       }
     }
   };
