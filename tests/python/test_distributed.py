@@ -49,8 +49,8 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-# Gloo's threads outlive their process group, and one that lets go of a Python tensor while Python ends aborts with these
-# words: now and then on a busy machine, after all work is done.
+# Gloo's threads outlive their process group, and one that lets go of a Python tensor while Python ends aborts with
+# these words: now and then on a busy machine, after all work is done.
 AT_EXIT = "terminate called without an active exception"
 
 

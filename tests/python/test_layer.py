@@ -340,7 +340,6 @@ def test_parametrizations_act_on_values_bias_and_excitability():
         assert module.parametrizations[name].original.grad.abs().sum() > 0, name
 
 
-
 def test_info_tells_versions_build_and_devices():
     from dendnorm import info
 
