@@ -11,9 +11,6 @@ struct F4 {
   static void store(float* p, V x) { _mm_store_ps(p, x); }
   static V zero() { return _mm_setzero_ps(); }
   static V set1(float x) { return _mm_set1_ps(x); }
-  static void set4(const float* p, V* out) {
-    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
-  }
   static V mul(V x, V y) { return _mm_mul_ps(x, y); }
   static V add(V x, V y) { return _mm_add_ps(x, y); }
   static V fma(V x, V y, V z) { return _mm_fmadd_ps(x, y, z); }
@@ -72,9 +69,6 @@ struct D4 {
   static void store(double* p, V x) { _mm256_store_pd(p, x); }
   static V zero() { return _mm256_setzero_pd(); }
   static V set1(double x) { return _mm256_set1_pd(x); }
-  static void set4(const double* p, V* out) {
-    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
-  }
   static V mul(V x, V y) { return _mm256_mul_pd(x, y); }
   static V add(V x, V y) { return _mm256_add_pd(x, y); }
   static V fma(V x, V y, V z) { return _mm256_fmadd_pd(x, y, z); }

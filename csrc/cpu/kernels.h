@@ -2,8 +2,8 @@
 //
 // Notation: B samples, N inputs, M outputs. A layer's values v lie in the order of its column view (grouped by input).
 // The batch is the vector dimension: activations are packed into slabs P[tile][neuron][width], one tile for up to 64
-// samples, so that one connection costs one aligned run of loads. Where a sum is cut, and all else that is chosen,
-// follows from the shape and not from the number of threads, so the bits do not depend on it either.
+// samples, so that one connection costs one aligned run of loads. Where a sum is cut follows from the shape and not
+// from the number of threads, so the bits do not depend on it either.
 #pragma once
 
 #include <cstddef>

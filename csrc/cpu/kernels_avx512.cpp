@@ -75,9 +75,6 @@ struct D8 {
   static void store(double* p, V x) { _mm512_store_pd(p, x); }
   static V zero() { return _mm512_setzero_pd(); }
   static V set1(double x) { return _mm512_set1_pd(x); }
-  static void set4(const double* p, V* out) {
-    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
-  }
   static V mul(V x, V y) { return _mm512_mul_pd(x, y); }
   static V add(V x, V y) { return _mm512_add_pd(x, y); }
   static V fma(V x, V y, V z) { return _mm512_fmadd_pd(x, y, z); }

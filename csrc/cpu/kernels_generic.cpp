@@ -28,9 +28,6 @@ struct Lanes {
   static void store(T* p, V x) { *reinterpret_cast<V*>(p) = x; }
   static V zero() { return V{}; }
   static V set1(T x) { return x - V{}; }
-  static void set4(const T* p, V* out) {
-    for (int i = 0; i < 4; ++i) out[i] = set1(p[i]);
-  }
   static V mul(V x, V y) { return x * y; }
   static V add(V x, V y) { return x + y; }
   static V fma(V x, V y, V z) { return x * y + z; }

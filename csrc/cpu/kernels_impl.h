@@ -3,7 +3,8 @@
 //
 //   Limits<T>::kWidth, kColumnsWidth      the widest tile, in samples, of the forward pass and of the pass over columns
 //   with_width(T{}, width, f)             calls f.operator()<Vec, NV>() with Vec::kLanes * NV == width, for 4 <= width
-//   Vec: Scalar, V, kLanes; load, store (aligned), zero, set1, set4 (a vector for each of four values), mul, add, fma;
+//   Vec: Scalar, V, kLanes; load, store (aligned), zero, set1, mul, add, fma; set4 (a vector for each of four
+//        values), where that is better than four times set1;
 //        the sums of vectors in two steps: fold (four vectors, half done), then put4 (one fold, to four places) or,
 //        where kFolds > 1, put (so many folds)
 //   Square<T>: kSide, Row; load<A>, store<A>, transpose over kSide rows, the unit of packing
@@ -47,6 +48,7 @@ struct Tiles {
   int tails;
 
   i64 count() const { return full + tails; }
+  i64 wide() const { return full + (tails > 0); }  // with the narrower ones as one
   int width_of(i64 t) const { return t < full ? width : tail[t - full]; }
   i64 begin(i64 t) const {
     if (t <= full) return t * width;
@@ -374,7 +376,7 @@ DENDNORM_INLINE void row_sum(const typename Vec::Scalar* slab, const i32* index,
   i64 k = begin;
   for (; k + 4 <= end; k += 4) {
     typename Vec::V w[4];
-    if constexpr (kOrder == Order::kFour) {
+    if constexpr (kOrder == Order::kFour && requires { Vec::set4(values, w); }) {
       Vec::set4(values + k, w);
     } else {
 #pragma GCC unroll 4
@@ -660,6 +662,7 @@ struct ColumnsPlan {
   int threads, groups;
   Sharing sharing;  // of the groups
   bool in_place, scaled;
+  i64 distance;                        // elements between the sums of two groups
   i64 slabs, values, sums, gradients;  // bytes
 };
 
@@ -669,16 +672,15 @@ struct ColumnsPlan {
 // follow from the shape alone.
 inline int groups_of(const Tiles& tiles, i64 sums) {
   constexpr i64 kMemory = i64{16} << 20;
-  const i64 wide = tiles.full + (tiles.tails > 0);
-  if (wide == 0 || 3 * wide * tiles.width > 4 * tiles.samples) return 1;
+  if (tiles.wide() == 0 || 3 * tiles.wide() * tiles.width > 4 * tiles.samples) return 1;
   int groups = 1;
-  while (groups < 8 && wide % (2 * groups) == 0 && (2 * groups - 1) * sums <= kMemory) groups *= 2;
+  while (groups < 8 && tiles.wide() % (2 * groups) == 0 && (2 * groups - 1) * sums <= kMemory) groups *= 2;
   return groups;
 }
 
 // The first tile of a group.
 inline i64 group_begin(const Tiles& tiles, i64 group, int groups) {
-  return group == groups ? tiles.count() : (tiles.full + (tiles.tails > 0)) / groups * group;
+  return group == groups ? tiles.count() : tiles.wide() / groups * group;
 }
 
 template <class T>
@@ -697,7 +699,8 @@ ColumnsPlan<T> plan_columns(const Columns<T>& c) {
   plan.slabs = plan.in_place ? 0 : slab_bytes<T>(plan.tiles, plan.sharing, plan.threads, c.outputs);
   plan.values = plan.scaled ? aligned(c.connections * kSize) : 0;
   plan.sums = c.bias_gradient != nullptr ? aligned(plan.tiles.count() * c.outputs * kSize) : 0;
-  plan.gradients = c.gradient != nullptr ? (plan.groups - 1) * aligned(c.connections * kSize) : 0;
+  plan.distance = aligned(c.connections * kSize) / kSize;
+  plan.gradients = c.gradient != nullptr ? (plan.groups - 1) * plan.distance * kSize : 0;
   return plan;
 }
 
@@ -955,16 +958,15 @@ void prepare_rows(const Columns<T>& c, const ColumnsPlan<T>& plan, i64 t, i64 be
   }
 }
 
-// The gradient of a range of columns, from the sums of all groups: the first group's are there, the others' follow each
-// other at a distance.
+// The gradient of a range of columns, from the sums of all groups. Those of the first are there already.
 template <class T>
-void add_groups(const Columns<T>& c, int groups, const T* sums, i64 distance, i64 begin, i64 end) {
+void add_groups(const Columns<T>& c, const ColumnsPlan<T>& plan, const T* gradients, i64 begin, i64 end) {
   for (i64 j0 = begin; j0 < end; j0 += kGrain) {
     const i64 j1 = smaller(j0 + kGrain, end);
-    for (int g = 1; g < groups; ++g, sums += distance) {
+    for (int g = 1; g < plan.groups; ++g) {
+      const T* sums = gradients + (g - 1) * plan.distance;
       for (i64 k = c.columns.start[j0]; k < c.columns.start[j1]; ++k) c.gradient[k] += sums[k];
     }
-    sums -= (groups - 1) * distance;
     for (i64 j = j0; j < j1; ++j) finish_column(c, j);
   }
 }
@@ -989,7 +991,6 @@ void columns(const Columns<T>& c) {
   T* sums = reinterpret_cast<T*>(memory += plan.values);
   T* gradients = reinterpret_cast<T*>(memory += plan.sums);
   if (c.bias_gradient == nullptr) sums = nullptr;
-  const i64 distance = aligned(c.connections * static_cast<i64>(sizeof(T))) / static_cast<i64>(sizeof(T));
   const int threads = plan.threads;
   const bool visit = !plan.in_place || sums != nullptr, alone = plan.sharing.alone;
 
@@ -1017,7 +1018,7 @@ void columns(const Columns<T>& c) {
       const i64 group = item / parts, part = item % parts;
       const i64 from = part_begin(c.columns.start, c.inputs, part, parts);
       const i64 to = part_begin(c.columns.start, c.inputs, part + 1, parts);
-      T* gradient = group == 0 ? c.gradient : gradients + (group - 1) * distance;
+      T* gradient = group == 0 ? c.gradient : gradients + (group - 1) * plan.distance;
       const i64 first_tile = group_begin(tiles, group, plan.groups),
                 end_tile = group_begin(tiles, group + 1, plan.groups);
       for (i64 t = first_tile; t < end_tile; ++t) {
@@ -1035,7 +1036,7 @@ void columns(const Columns<T>& c) {
   const bool dw = c.gradient != nullptr;
   if (dw && plan.groups > 1) {
     auto add = [&](i64 begin, i64 end) {
-      add_groups(c, plan.groups, gradients, distance, part_begin(c.columns.start, c.inputs, begin, threads),
+      add_groups(c, plan, gradients, part_begin(c.columns.start, c.inputs, begin, threads),
                  part_begin(c.columns.start, c.inputs, end, threads));
     };
     in_threads(c.threads, threads, add);
