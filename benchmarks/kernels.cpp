@@ -138,7 +138,7 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
   const Threads with{run_pool, threads};
   const Kernels& set = kernels();
   const auto activations = [&](float* data, i64 neurons) {
-    return Activations{data, feature_major ? samples : neurons, feature_major, Type::kFloat32};
+    return dendnorm::Activations{data, feature_major ? samples : neurons, feature_major, dendnorm::Type::kFloat32};
   };
   Forward<float> f{};
   f.samples = samples;

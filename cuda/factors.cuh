@@ -7,17 +7,12 @@ namespace dendnorm::cuda {
 namespace {
 
 template <class T>
-__device__ __forceinline__ double excitability_of(const Excitability<T>& e, i64 row) {
-  return e.data == nullptr ? 1.0 : static_cast<double>(e.data[e.per_row ? row : 0]);
-}
-
-template <class T>
 __device__ void write_factor(const Excitability<T>& e, i64 row, double inverse_d, Factor<T>* factors,
                              double* inverses) {
   if (inverses != nullptr) inverses[row] = inverse_d;
   if (factors == nullptr) return;
   Factor<T> factor;
-  split_factor(excitability_of(e, row) * inverse_d, &factor.first, &factor.second);
+  split_factor(e.of(row) * inverse_d, &factor.first, &factor.second);
   factors[row] = factor;
 }
 

@@ -11,40 +11,16 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/layer.h"
 #include "core/norm.h"
 #include "cuda/runtime.h"
 
 namespace dendnorm::cuda {
 
-enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-// A (samples, neurons) matrix. Batch-major: neurons are adjacent and `stride` is between samples. Feature-major:
-// samples are adjacent and `stride` is between neurons. Any stride, any alignment of a whole element.
-struct Activations {
-  void* data = nullptr;
-  std::int64_t stride = 0;
-  bool feature_major = false;
-  Type type = Type::kFloat32;
-};
-
-// One compressed view of the pattern.
-struct View {
-  const std::int32_t* start = nullptr;  // (segments + 1,)
-  const std::int32_t* index = nullptr;  // (nnz,)
-  const std::int32_t* perm = nullptr;   // (nnz,) where the values of a row view lie in column order
-};
-
 // What a row's sum is multiplied by, first * second; second is 1 unless one float32 cannot hold the factor.
 template <class T>
 struct alignas(2 * sizeof(T)) Factor {
   T first, second;
-};
-
-// The excitability e: none (1), one for all rows, or one for each.
-template <class T>
-struct Excitability {
-  const T* data = nullptr;
-  bool per_row = false;
 };
 
 // Where b = 0 the numbers of connections tell all factors: then a pass works them out in its first launch, instead of

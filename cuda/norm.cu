@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) effective_weight_kernel(const Layer<
   if (row >= layer.rows) return;
   const RowInOrder<T> values{shared_row<T, 32>(layer, row)};
   const double factor =
-      excitability_of(layer.excitability, row) * measure_row(layer.norm, values.count, values).inverse_d;
+      layer.excitability.of(row) * measure_row(layer.norm, values.count, values).inverse_d;
   for (i64 k = values.team.rank; k < values.count; k += 32) {
     const i32 at = values.perm[k];
     w[at] = static_cast<T>(factor * layer.values[at]);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads)
   if (measured.inverse_d == 0) pull = 0;
   if (de != nullptr && values.team.rank == 0) de[row] = excitability_gradient(measured, pull);
   if (dv == nullptr) return;
-  const double factor = excitability_of(layer.excitability, row) * measured.inverse_d;
+  const double factor = layer.excitability.of(row) * measured.inverse_d;
   for (i64 k = values.team.rank; k < values.count; k += kSize) {
     const i32 at = values.perm[k];
     double g = gradient[at];

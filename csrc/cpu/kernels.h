@@ -9,27 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "core/layer.h"
 #include "cpu/parallel.h"
 
 namespace dendnorm::cpu {
-
-enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-// A (samples, neurons) matrix. Batch-major: neurons are adjacent and `stride` is between samples. Feature-major:
-// samples are adjacent and `stride` is between neurons.
-struct Activations {
-  void* data = nullptr;
-  std::int64_t stride = 0;
-  bool feature_major = false;
-  Type type = Type::kFloat32;
-};
-
-// One compressed view of the pattern.
-struct View {
-  const std::int32_t* start = nullptr;  // (segments + 1,)
-  const std::int32_t* index = nullptr;  // (nnz,)
-  const std::int32_t* perm = nullptr;   // (nnz,) where the values of a row view lie in column order
-};
 
 // Factors of the rows: w = (first * second) v. `second` is null unless one float32 cannot hold the factor.
 template <class T>

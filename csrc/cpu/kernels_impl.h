@@ -17,14 +17,14 @@
 
 namespace {
 
-using dendnorm::cpu::Activations;
+using dendnorm::Activations;
+using dendnorm::Type;
+using dendnorm::View;
 using dendnorm::cpu::Columns;
 using dendnorm::cpu::Factors;
 using dendnorm::cpu::Forward;
 using dendnorm::cpu::Kernels;
 using dendnorm::cpu::Threads;
-using dendnorm::cpu::Type;
-using dendnorm::cpu::View;
 using i32 = std::int32_t;
 using i64 = std::int64_t;
 

@@ -3,20 +3,12 @@
 
 #include <cstdint>
 
+#include "core/layer.h"
 #include "core/norm.h"
 #include "cpu/kernels.h"
 #include "cpu/parallel.h"
 
 namespace dendnorm::cpu {
-
-// The excitability e: none (1), one for all rows, or one for each.
-template <class T>
-struct Excitability {
-  const T* data = nullptr;
-  bool per_row = false;
-
-  double of(std::int64_t row) const { return data == nullptr ? 1.0 : static_cast<double>(data[per_row ? row : 0]); }
-};
 
 // The rows of a layer whose values v lie in column order; `view.perm` leads from the row view to them.
 template <class T>

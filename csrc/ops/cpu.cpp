@@ -195,7 +195,7 @@ struct Backend {
                       const Pattern& pattern, const Norm& norm, const Tensor& output) {
     const auto& kernels = cpu::kernels();
     prefer_large_pages(output);
-    const Matrix<cpu::Activations> x(input), y(output);
+    const Matrix x(input), y(output);
     const RowFactors<T> factors(threaded_layer<T>(weight, excitability, pattern, norm));
     cpu::Forward<T> f{};
     f.samples = samples_of(input);
@@ -204,8 +204,8 @@ struct Backend {
     f.connections = weight.size(0);
     f.x = x.activations;
     f.y = y.activations;
-    f.rows = rows_of<cpu::View>(pattern);
-    f.columns = columns_of<cpu::View>(pattern);
+    f.rows = rows_of(pattern);
+    f.columns = columns_of(pattern);
     f.values = weight.const_data_ptr<T>();
     f.factors = factors.factors;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
@@ -232,8 +232,8 @@ struct Backend {
     // One factor per row finishes a gradient inside the pass over the columns; a row sum needs another pass over rows.
     const bool rows_pass = wants_values && (norm.b != 0 || (wants_e && layer.excitability.per_row));
 
-    const Matrix<cpu::Activations> dy(grad_output), x(input);
-    Matrix<cpu::Activations> dx;
+    const Matrix dy(grad_output), x(input);
+    Matrix dx;
     cpu::Columns<T> c{};
     c.samples = samples_of(input);
     c.inputs = input.size(-1);
@@ -244,10 +244,10 @@ struct Backend {
     if (mask[0]) {
       gradients.input = empty_activations(input, input.sym_size(-1));
       prefer_large_pages(gradients.input);
-      dx = Matrix<cpu::Activations>(gradients.input);
+      dx = Matrix(gradients.input);
       c.dx = dx.activations;
     }
-    c.columns = columns_of<cpu::View>(pattern);
+    c.columns = columns_of(pattern);
     c.values = layer.values;
     Tensor gradient;
     if (wants_values) {
@@ -314,7 +314,7 @@ struct Backend {
 
   template <class T>
   static void sampled_product(const Tensor& rows, const Tensor& columns, const Pattern& pattern, const Tensor& result) {
-    const Matrix<cpu::Activations> dy(rows), x(columns);
+    const Matrix dy(rows), x(columns);
     cpu::Columns<T> c{};
     c.samples = samples_of(columns);
     c.inputs = columns.size(-1);
@@ -322,7 +322,7 @@ struct Backend {
     c.connections = result.size(0);
     c.dy = dy.activations;
     c.x = x.activations;
-    c.columns = columns_of<cpu::View>(pattern);
+    c.columns = columns_of(pattern);
     c.gradient = result.mutable_data_ptr<T>();
     run_columns(c);
   }

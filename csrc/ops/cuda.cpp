@@ -114,8 +114,6 @@ void run_columns(cuda::Columns<T>& c, const Tensor& like) {
   check_launch(cuda::columns(c, on, current_stream()));
 }
 
-using Matrix = ops::Matrix<cuda::Activations>;
-
 struct Backend {
   // The tensors' device; and autocast, which would reach the dense products, stays out.
   struct Guard {
@@ -151,7 +149,7 @@ struct Backend {
     f.connections = weight.size(0);
     f.x = x.activations;
     f.y = y.activations;
-    f.rows = rows_of<cuda::View>(pattern);
+    f.rows = rows_of(pattern);
     f.values = layer.values;
     f.factors = factors.factors;
     f.counted = factors.counted;
@@ -185,7 +183,7 @@ struct Backend {
     c.connections = weight.size(0);
     c.dy = dy.activations;
     c.x = x.activations;
-    c.columns = columns_of<cuda::View>(pattern);
+    c.columns = columns_of(pattern);
     c.values = layer.values;
     c.factors = factors.factors;
     c.counted = factors.counted;
@@ -256,7 +254,7 @@ struct Backend {
     c.connections = result.size(0);
     c.dy = dy.activations;
     c.x = x.activations;
-    c.columns = columns_of<cuda::View>(pattern);
+    c.columns = columns_of(pattern);
     c.gradient = result.mutable_data_ptr<T>();
     run_columns(c, result);
   }

@@ -1,7 +1,7 @@
 // The ops of a layer on a device: everything between the dispatcher and the kernels that does not depend on which
 // device it is. A backend (cpu.cpp, cuda.cpp) hands tensors to its kernels; for T = float and double it has
 //
-//   Activations, View, Layer<T>        its kernels' structures
+//   Layer<T>                           its kernels' structure
 //   Guard(tensor)                      in force while kernels are launched for a tensor
 //   forward<T>(input, weight, bias, excitability, pattern, norm, output)
 //   backward<T>(grad_output, input, weight, excitability, pattern, norm, mask) -> Gradients
@@ -20,6 +20,7 @@
 #include <cstdint>
 #include <tuple>
 
+#include "core/layer.h"
 #include "ops/checks.h"
 
 namespace dendnorm::ops {
@@ -30,8 +31,7 @@ inline std::int64_t samples_of(const at::Tensor& activations) {
   return samples;
 }
 
-template <class Type>
-Type type_of(const at::Tensor& tensor) {
+inline Type type_of(const at::Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case at::kDouble: return Type::kFloat64;
     case at::kBFloat16: return Type::kBFloat16;
@@ -41,7 +41,6 @@ Type type_of(const at::Tensor& tensor) {
 }
 
 // A (samples, neurons) view of any tensor, copied only where its strides fit neither order.
-template <class Activations>
 struct Matrix {
   at::Tensor tensor;  // keeps a copy alive
   Activations activations;
@@ -58,17 +57,15 @@ struct Matrix {
     activations.data = const_cast<void*>(tensor.const_data_ptr());
     activations.feature_major = columns;
     activations.stride = tensor.stride(columns ? 1 : 0);
-    activations.type = type_of<decltype(activations.type)>(from);
+    activations.type = type_of(from);
   }
 };
 
-template <class View>
-View columns_of(const Pattern& p) {
+inline View columns_of(const Pattern& p) {
   return {p.ccol_indices.const_data_ptr<std::int32_t>(), p.row_indices.const_data_ptr<std::int32_t>(), nullptr};
 }
 
-template <class View>
-View rows_of(const Pattern& p) {
+inline View rows_of(const Pattern& p) {
   return {p.crow_indices.const_data_ptr<std::int32_t>(), p.col_indices.const_data_ptr<std::int32_t>(),
           p.perm.const_data_ptr<std::int32_t>()};
 }
@@ -80,7 +77,7 @@ template <class Layer, class T>
 Layer layer_of(const at::Tensor& weight, const at::Tensor& excitability, const Pattern& pattern, const Norm& norm) {
   Layer layer{};
   layer.rows = pattern.crow_indices.size(0) - 1;
-  layer.view = rows_of<decltype(layer.view)>(pattern);
+  layer.view = rows_of(pattern);
   layer.values = weight.const_data_ptr<T>();
   if (excitability.defined()) layer.excitability = {excitability.const_data_ptr<T>(), is_per_row(excitability)};
   layer.norm = norm;

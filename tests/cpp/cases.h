@@ -16,6 +16,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
+#include "core/layer.h"
 #include "core/pattern.h"
 
 namespace dendnorm::cases {
@@ -23,7 +24,7 @@ namespace dendnorm::cases {
 using i32 = std::int32_t;
 using i64 = std::int64_t;
 
-enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
+using dendnorm::Type;
 
 // Bytes at a multiple of `alignment` plus `shift`, with a guard on either side that nobody may write, and under
 // AddressSanitizer nobody may read.

@@ -270,7 +270,7 @@ TEST_P(EverySet, RoundsToTheNearest) {
     std::copy(std::begin(special), std::end(special), x.begin());
     for (const i64 count : {samples, i64{1}}) {
       Matrix y(count, n, type, false, 0, 0);
-      Activations from{x.data(), n, false, cpu::Type::kFloat32};
+      Activations from{x.data(), n, false, Type::kFloat32};
       Forward<float> f{count,
                        n,
                        n,

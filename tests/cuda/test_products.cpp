@@ -19,6 +19,7 @@ using cases::Guarded;
 using cases::i64;
 using cases::kWanted;
 using cases::Matrix;
+using cases::rounding;
 using cases::Scale;
 using cases::Shape;
 using cases::Wanted;
