@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import dendnorm
-from dendnorm import bench, info, training
+from dendnorm import info
+from dendnorm.lab import bench, training
 
 PIECE = 500
 WARM_UP = 200

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import dendnorm
-from dendnorm.data import load
+from dendnorm.lab.data import load
 
 
 def fingerprint(model: nn.Module) -> str:

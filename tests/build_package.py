@@ -38,10 +38,13 @@ def build(folder: Path, options: list[str]) -> Path:
     for command in (configure, [cmake, "--build", str(folder / "cmake"), "-j", jobs]):
         if subprocess.run(command).returncode != 0:
             raise SystemExit(f"build_package: failed, for the reason printed above (command: {' '.join(command)})")
-    for source in (ROOT / "python" / "dendnorm").glob("*.py"):
-        shutil.copy2(source, package / source.name)
-    for copied in package.glob("*.py"):
-        if not (ROOT / "python" / "dendnorm" / copied.name).exists():
+    sources = ROOT / "python" / "dendnorm"
+    for source in [*sources.rglob("*.py"), sources / "py.typed"]:
+        target = package / source.relative_to(sources)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy2(source, target)
+    for copied in package.rglob("*.py"):
+        if not (sources / copied.relative_to(package)).exists():
             copied.unlink()
     return package.parent
 

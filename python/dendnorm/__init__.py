@@ -6,22 +6,37 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 
 from __future__ import annotations
 
+import importlib as _importlib
 from pathlib import Path as _Path
+from typing import Any as _Any
 
-from . import _batching, _flops, analysis, checkpoint, drop, functional, grow, norms, schedules  # noqa: F401
-from .activations import SReLU
+from . import analysis, checkpoint
+from . import ops as _ops  # noqa: F401  registers the rules of vmap and of the FLOP counter
+from ._moved import register as _register
 from .checkpoint import load, save
-from .convert import densities, param_groups, sparsify
-from .functional import Pattern
-from .layers import SparseLinear
-from .norms import Norm
-from .resizing import resize
-from .rewiring import SET
-from .summaries import summary
+from .models import densities, param_groups, sparsify, summary
+from .nn import Norm, Pattern, SparseLinear, SReLU, functional, norms
+from .rewiring import SET, drop, grow, resize, schedules
+
+# Loaded when first named.
+_LAZY = {"integrations": ".integrations", "lab": ".lab", "plots": ".analysis.pictures"}
 
 __all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "densities", "drop",
            "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules", "sparsify",
            "summary"]  # fmt: skip
+
+_register()
+del _register
+
+
+def __getattr__(name: str) -> _Any:
+    if name in _LAZY:
+        return _importlib.import_module(_LAZY[name], __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_LAZY, "__version__", "cmake_prefix_path"])
 
 
 def _version() -> str:

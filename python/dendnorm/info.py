@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import _ops, _version
+from . import __version__
+from .ops import library as _ops
 
 __all__ = ["collect", "processor", "report"]
 
@@ -52,7 +53,7 @@ def collect() -> dict[str, Any]:
             )
     return {
         "versions": {
-            "dendnorm": _version(),
+            "dendnorm": __version__,
             "torch": torch.__version__,
             "numpy": np.__version__,
             "python": platform.python_version(),

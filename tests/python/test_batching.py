@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from dendnorm import SparseLinear, _batching
+from dendnorm import SparseLinear
+from dendnorm.ops import vmap as rules
 
 ops = torch.ops.dendnorm
 SIZE, INPUTS, OUTPUTS, CONNECTIONS = 3, 7, 5, 17
@@ -22,7 +23,7 @@ both_ways = pytest.mark.parametrize("joined", [True, False], ids=["blocks", "one
 def _one_way(request, monkeypatch):
     if "joined" in request.fixturenames:
         joined = request.getfixturevalue("joined")
-        monkeypatch.setattr(_batching, "joins", lambda *_: joined)
+        monkeypatch.setattr(rules, "joins", lambda *_: joined)
 
 
 class Arguments:
@@ -176,4 +177,4 @@ def test_small_slices_are_joined_and_large_ones_are_not():
         with torch.no_grad(), Count():
             vmap(lambda w, layer=layer, x=x: functional_call(layer, {"weight": w}, (x,)))(weights)
         assert calls == counts
-    assert not _batching.joins(2**20, 2**12, 1, 10, "cpu")  # indices of the blocks must fit in int32
+    assert not rules.joins(2**20, 2**12, 1, 10, "cpu")  # indices of the blocks must fit in int32

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dendnorm
-from dendnorm import bench, bench_contenders, bench_cuda, cli
+from dendnorm.lab import bench, bench_contenders, bench_cuda, cli
 
 SMALL = bench.Shape(40, 30, 8, 0.2)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dendnorm import data
+from dendnorm.lab import data
 
 
 def idx_bytes(array, magic=None):

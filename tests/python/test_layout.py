@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -23,12 +25,22 @@ ROOMS = {
     "csrc/nn": ({"core", "ops", "nn"}, True, False),
 }
 
-# The Python modules, each with what it may import of the package when it is loaded.
-LAYERS = ["_version", "_ops", "_batching", "_flops", "_extras", "_report", "norms", "functional", "layers",
-          "allocation", "convert", "schedules", "observing", "similarity", "drop", "grow", "reports", "moving",
-          "rewiring", "resizing", "container", "checkpoint", "summaries", "activations", "analysis", "data", "info",
-          "plots", "training", "trials", "paper_plots", "paper", "bench_contenders", "bench_cuda", "bench",
-          "cli", "__main__"]  # fmt: skip
+# The rooms of the Python library, each with those that its modules may import from; what lies at the top of the package
+# (the checks of arguments, optional packages) is below them all. `lab`, where the experiments are, may import anything,
+# and nothing imports it but the command's entrance.
+PACKAGE = ROOT / "python" / "dendnorm"
+PYTHON_ROOMS: dict[str, set[str]] = {
+    "ops": set(),
+    "nn": {"ops"},
+    "rewiring": {"ops", "nn"},
+    "models": {"ops", "nn"},
+    "checkpoint": {"ops", "nn"},
+    "analysis": {"ops", "nn"},
+    "integrations": {"ops", "nn", "rewiring", "models", "checkpoint"},
+}
+TOP = {"__init__", "__main__", "_arguments", "_extras", "_moved", "info"}
+ENTRANCES = {"__init__", "__main__", "_moved", "info"}  # above all rooms, and imported by none
+LEVELS = 7
 
 
 def sources(folder: str) -> list[Path]:
@@ -73,40 +85,139 @@ def test_every_source_lies_in_a_room():
         assert any(name == room or name.startswith(room + "/") for room in known), name
 
 
-# Those of dendnorm.integrations, which sees the package up to the summaries, and which nothing else sees.
-INTEGRATIONS = ["core", "averages", "fsdp", "_lightning", "lightning", "pytorch_lightning", "transformers"]
-
-
-def imports(path: Path, level: int = 1) -> set[str]:
-    """The package's modules that a module imports when it is loaded; imports inside functions run later."""
-    found = set()
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == level:
-            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+def modules() -> dict[str, Path]:
+    """The package's modules by their names within it; a folder's own is that of its ``__init__``."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
     return found
 
 
-def test_python_modules_import_downwards():
-    package = ROOT / "python" / "dendnorm"
-    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "_version"}
-    assert modules == set(LAYERS) - {"_version"}, "a new module needs its place in LAYERS"
-    for module in modules:
-        for name in imports(package / f"{module}.py"):
-            assert LAYERS.index(name) < LAYERS.index(module), f"{module} imports {name}"
+def imports(name: str, path: Path, every: bool = True) -> set[str]:
+    """The package's modules that a module imports, within functions and for type checking too unless not `every`."""
+    known, found = modules(), set()
+    folder = list(path.relative_to(PACKAGE).parent.parts)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if every else ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
+            continue
+        base = folder[: len(folder) - node.level + 1] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            whole = ".".join([*base, alias.name])
+            found |= {whole} if whole in known else {".".join(base)} & known.keys()
+    return found - {name}
 
 
-def test_integrations_import_downwards():
-    folder = ROOT / "python" / "dendnorm" / "integrations"
-    assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(INTEGRATIONS)
-    below = LAYERS[: LAYERS.index("summaries") + 1]
-    for module in INTEGRATIONS:
-        for name in imports(folder / f"{module}.py"):
-            assert INTEGRATIONS.index(name) < INTEGRATIONS.index(module), f"{module} imports {name}"
-        assert imports(folder / f"{module}.py", level=2) <= set(below), module
+def room(name: str) -> str:
+    return name.split(".")[0]
 
 
-def test_every_package_is_listed_for_installation():
+def test_the_reader_of_imports_reads():
+    assert imports("nn.linear", modules()["nn.linear"]) >= {"ops.library", "nn.pattern", "nn.norms", "_arguments"}
+    assert "lab.cli" in imports("__main__", modules()["__main__"])
+    lazily = "info"  # within a function
+    assert lazily in imports("lab.cli", modules()["lab.cli"])
+    assert lazily not in imports("lab.cli", modules()["lab.cli"], every=False)
+
+
+def test_every_module_lies_in_a_room():
+    assert {room(name) for name in modules()} == TOP | PYTHON_ROOMS.keys() | {"lab"}
+
+
+def test_nothing_outside_the_lab_imports_it():
+    for name, path in modules().items():
+        if room(name) not in ("lab", "__main__"):
+            assert "lab" not in {room(other) for other in imports(name, path)}, name
+
+
+@pytest.mark.parametrize("own", PYTHON_ROOMS)
+def test_rooms_import_one_way(own):
+    for name, path in modules().items():
+        if room(name) == own:
+            for other in imports(name, path):
+                assert room(other) in {own, *PYTHON_ROOMS[own], *TOP} - ENTRANCES, f"{name} imports {other}"
+
+
+def levels() -> dict[str, int]:
+    """How many modules deep the imports below each module of the library go; raises on a circle."""
+    arrows = {name: imports(name, path) for name, path in modules().items() if room(name) != "lab"}
+    arrows = {name: others for name, others in arrows.items() if name not in ENTRANCES}
+    found: dict[str, int] = {}
+
+    def level(name: str, above: tuple[str, ...]) -> int:
+        assert name not in above, f"a circle: {' -> '.join((*above, name))}"
+        if name not in found:
+            found[name] = 1 + max((level(other, (*above, name)) for other in arrows[name]), default=0)
+        return found[name]
+
+    for name in arrows:
+        level(name, ())
+    return found
+
+
+def test_no_circle_and_few_levels():
+    found = levels()
+    assert max(found.values()) <= LEVELS, sorted(found.items(), key=lambda item: -item[1])[:5]
+
+
+def test_a_circle_in_the_lab_is_none_either():
+    names = {name: path for name, path in modules().items() if room(name) == "lab"}
+    done: set[str] = set()
+
+    def follow(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"a circle: {' -> '.join((*above, name))}"
+        if name not in done:
+            for other in imports(name, names[name]) & names.keys():
+                follow(other, (*above, name))
+            done.add(name)
+
+    for name in names:
+        follow(name, ())
+
+
+def test_what_is_public():
+    """`dir(dendnorm)` shows what is public and nothing else; plots and lab load when first named."""
+    program = """
+import sys, dendnorm
+public = {"SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "densities", "drop",
+          "functional", "grow", "integrations", "lab", "load", "norms", "param_groups", "plots", "resize", "save",
+          "schedules", "sparsify", "summary", "__version__", "cmake_prefix_path"}
+assert set(dir(dendnorm)) == public, set(dir(dendnorm)) ^ public
+loaded = [name for name in sys.modules if name.startswith(("dendnorm.lab", "dendnorm.analysis.pictures"))]
+assert not loaded and "matplotlib" not in sys.modules, loaded
+assert dendnorm.plots.distributions and dendnorm.lab and dendnorm.integrations
+from dendnorm import plots
+for name in public:
+    assert getattr(dendnorm, name) is not None
+try:
+    dendnorm.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_modules_of_version_0_1_are_found():
+    """Pickles name them."""
+    program = """
+import importlib, dendnorm
+names = {"layers": "SparseLinear", "norms": "Norm", "functional": "Pattern", "rewiring": "SET", "drop": "Magnitude",
+         "grow": "Random", "activations": "SReLU", "reports": "RewireReport", "schedules": "Cosine",
+         "convert": "sparsify", "observing": "Turn", "analysis": "TopologyChange", "summaries": "Summary",
+         "checkpoint": "save", "resizing": "resize"}
+for module, name in names.items():
+    assert getattr(importlib.import_module(f"dendnorm.{module}"), name) is not None, module
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_every_package_is_installed():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    folders = {path.parent.relative_to(ROOT / "python") for path in (ROOT / "python").rglob("__init__.py")}
-    assert set(settings["tool"]["setuptools"]["packages"]) == {".".join(path.parts) for path in folders}
+    assert settings["tool"]["setuptools"]["packages"]["find"]["where"] == ["python"]
+    for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
+        assert (folder / "__init__.py").exists(), folder
+    assert (PACKAGE / "py.typed").exists()
+    assert settings["tool"]["setuptools"]["package-data"]["dendnorm"] == ["py.typed"]

@@ -7,10 +7,10 @@ import math
 
 import pytest
 import torch
+from dendnorm.functional import effective_weight
 
 import dendnorm
 from dendnorm import SparseLinear, norms
-from dendnorm.functional import effective_weight
 
 # name -> (a, b, p or None where it plays no part, variable); "Notation" of the paper's table
 TABLE = {

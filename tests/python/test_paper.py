@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 import dendnorm
-from dendnorm import analysis, cli, data, paper, plots, training, trials
-from dendnorm.paper import Grid, Panel
-from dendnorm.training import Settings
+from dendnorm import analysis, plots
+from dendnorm.lab import cli, data, paper, training, trials
+from dendnorm.lab.paper import Grid, Panel
+from dendnorm.lab.training import Settings
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")

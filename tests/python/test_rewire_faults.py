@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import dendnorm
-from dendnorm import rewiring
+from dendnorm.rewiring import set as rewiring
 
 ops = torch.ops.dendnorm
 CLEAR = 2**63 - 1

@@ -483,7 +483,7 @@ def test_new_values_start_as_the_rule_says(name, start):
 @pytest.mark.parametrize("drops", sorted(drop._NAMED))
 @pytest.mark.parametrize("grows", sorted(grow._NAMED))
 def test_rules_choose_the_same_where_faults_are_noted_and_note_theirs(drops, grows, monkeypatch):
-    from dendnorm import rewiring
+    from dendnorm.rewiring import set as rewiring
 
     def run(deferred: bool, fault: bool) -> tuple:
         monkeypatch.setattr(rewiring, "_defers", lambda devices: deferred)

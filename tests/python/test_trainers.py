@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from dendnorm.schedules import Constant
 from torch import nn
 
 from dendnorm import SET, SparseLinear
 from dendnorm.integrations.core import ScheduledRewiring, scalars
-from dendnorm.schedules import Constant
 
 EXAMPLES, EPOCHS, BATCH = 24, 3, 4
 STEPS = EXAMPLES // BATCH

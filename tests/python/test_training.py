@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import dendnorm
-from dendnorm import cli, data, info, plots, training
-from dendnorm.training import Settings
+from dendnorm import info
+from dendnorm.lab import cli, curves, data, training
+from dendnorm.lab.training import Settings
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
@@ -242,8 +243,8 @@ def test_labels_are_the_papers_words():
 def test_curves_draw_one_trial_and_many(trained, tmp_path):
     results, _ = trained
     summary = training.summarise(results)
-    plots.curves(results, summary, tmp_path / "many.png")
-    plots.curves(results, {"l0": summary["l0"]}, tmp_path / "one.png")
+    curves.curves(results, summary, "title", tmp_path / "many.png")
+    curves.curves(results, {"l0": summary["l0"]}, "title", tmp_path / "one.png")
     sizes = [(tmp_path / name).stat().st_size for name in ("many.png", "one.png")]
     assert min(sizes) > 10_000
 

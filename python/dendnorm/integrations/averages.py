@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..layers import SparseLinear
-from ..reports import RewireReport
+from ..nn.linear import SparseLinear
+from ..rewiring.reports import RewireReport
 
 __all__ = ["follow"]
 

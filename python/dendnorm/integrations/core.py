@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..rewiring import SET, RewireReport
+from .._arguments import whole
+from ..rewiring.reports import RewireReport
+from ..rewiring.set import SET
 
-__all__ = ["ScheduledRewiring", "scalars"]
+__all__ = ["LightningRewiring", "ScheduledRewiring", "scalars"]
 
 
 class _Optimizers:
@@ -27,14 +29,6 @@ class _Optimizers:
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self._optimizers for group in optimizer.param_groups]
-
-
-def _whole(name: str, value: object, lowest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < lowest:
-        raise ValueError(f"{name} must be at least {lowest}, got {value}")
-    return value
 
 
 def scalars(model: nn.Module, report: RewireReport) -> dict[str, float]:
@@ -88,9 +82,9 @@ class ScheduledRewiring:
             raise TypeError("model, optimizer and every are the trainer's to give: use every_n_steps or every_n_epochs")
         self.unit = "epoch" if every_n_steps is None else "step"
         name = f"every_n_{self.unit}s"
-        self.every = _whole(name, every_n_epochs if every_n_steps is None else every_n_steps, 1)
-        self.start_after = _whole("start_after", start_after, 0)
-        self.stop_after = None if stop_after is None else _whole("stop_after", stop_after, 0)
+        self.every = whole(name, every_n_epochs if every_n_steps is None else every_n_steps, 1)
+        self.start_after = whole("start_after", start_after, 0)
+        self.stop_after = None if stop_after is None else whole("stop_after", stop_after, 0)
         self.make, self.options = rewirer, options
         self.rewirer: Any = None
         self._latest = 0  # the step or epoch after which the latest rewiring was done
@@ -168,10 +162,60 @@ class ScheduledRewiring:
         if not isinstance(state_dict, Mapping) or set(state_dict) != {"latest", "rewirer"}:
             given = list(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
             raise ValueError(f"state_dict must be a mapping with the keys ['latest', 'rewirer'], got {given}")
-        latest = _whole("state_dict['latest']", state_dict["latest"], 0)
+        latest = whole("state_dict['latest']", state_dict["latest"], 0)
         if self.rewirer is None:
             self._saved = dict(state_dict)
             return
         if state_dict["rewirer"] is not None:
             self.rewirer.load_state_dict(state_dict["rewirer"])
         self._latest = latest
+
+
+class LightningRewiring:
+    """Rewires the sparse layers of a ``LightningModule`` on a schedule.
+
+        Trainer(callbacks=[RewiringCallback(every_n_epochs=1, zeta=0.15, start_after=2)])
+
+    Its state is in the trainer's checkpoints, and ``trainer.fit(..., ckpt_path=...)`` goes on with the edges that an
+    undisturbed run would have. Each rewiring's numbers (``dendnorm.integrations.core.scalars``) go to the trainer's
+    loggers. The module's optimizers must hold every sparse layer; with several of them a layer's state is in one.
+
+    Args:
+        every_n_steps, every_n_epochs, start_after, stop_after, rewirer, options: as for
+            ``dendnorm.integrations.core.ScheduledRewiring``; steps are ``trainer.global_step``, steps of the optimizer.
+
+    Raises:
+        TypeError, ValueError: as there.
+        ImportError: on import of this module, without its package; names the extra.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, every_n_epochs: int | None = None, **options: Any) -> None:
+        super().__init__()
+        self.rewiring = ScheduledRewiring(every_n_steps, every_n_epochs, **options)
+        self._steps = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._steps = trainer.global_step
+        # An epoch that a checkpoint found between its last batch and its end comes to its end after this.
+        done = trainer.global_step, trainer.current_epoch
+        self._log(trainer, self.rewiring.start(pl_module, trainer.optimizers, *done))
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        # Batches that are only accumulated end without a step.
+        if trainer.global_step > self._steps:
+            self._steps = trainer.global_step
+            self._log(trainer, self.rewiring.done("step", self._steps))
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._log(trainer, self.rewiring.done("epoch", trainer.current_epoch + 1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.rewiring.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rewiring.load_state_dict(state_dict)
+
+    def _log(self, trainer: Any, values: dict[str, float] | None) -> None:
+        if values is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.global_step)

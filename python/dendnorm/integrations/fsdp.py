@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..layers import SparseLinear
-from ..norms import Norm
+from ..nn.linear import SparseLinear
+from ..nn.norms import Norm
 
 __all__ = ["keep_whole"]
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .._extras import require
-from ._lightning import Rewiring
+from .core import LightningRewiring
 
 _module = require("pytorch_lightning", "lightning")
 
 __all__ = ["RewiringCallback"]
 
 
-class RewiringCallback(Rewiring, _module.Callback):
-    __doc__ = Rewiring.__doc__
+class RewiringCallback(LightningRewiring, _module.Callback):
+    __doc__ = LightningRewiring.__doc__

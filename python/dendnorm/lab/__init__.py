@@ -1,0 +1,1 @@
+"""Experiments: the command line, training, the paper's figures, benchmarks. Nothing else in dendnorm imports this."""

@@ -1,0 +1,181 @@
+"""The layers that ``dendnorm bench`` times: ours and its dense and sparse peers, with the same edges and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn.linear import SparseLinear
+
+__all__ = ["CONTENDERS", "OURS", "Shape", "Unavailable"]
+
+DENSE_LIMIT = 2**28  # entries of a weight matrix above which the dense contenders are left out
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer and its batch.
+
+    Raises:
+        ValueError: names the field, what was expected and what came.
+    """
+
+    inputs: int
+    outputs: int
+    batch: int
+    density: float
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "outputs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"shape: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"shape: density must be in (0, 1], got {self.density}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """From "IN,OUT,BATCH,DENSITY"."""
+        parts = text.split(",")
+        try:
+            if len(parts) != 4:
+                raise ValueError
+            return cls(int(parts[0]), int(parts[1]), int(parts[2]), float(parts[3]))
+        except ValueError as error:
+            if str(error).startswith("shape:"):
+                raise
+            raise ValueError(f'shape must be "IN,OUT,BATCH,DENSITY" as in "784,1000,128,0.04", got {text!r}') from None
+
+    def __str__(self) -> str:
+        return f"{self.inputs} -> {self.outputs}, batch {self.batch}, {self.density:.2%}"
+
+    @property
+    def nnz(self) -> int:
+        return round(self.density * self.inputs * self.outputs)
+
+
+# ---- The contenders: each makes a module with the edges and values of `layer` ----
+
+
+class Unavailable(Exception):
+    """Why a contender does not run this shape."""
+
+
+class MaskedLinear(nn.Module):
+    """What sparsity is simulated with elsewhere: the weight times a mask of zeros and ones, then a dense product."""
+
+    def __init__(self, dense: nn.Linear, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = dense.weight, dense.bias
+        self.register_buffer("mask", mask)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight * self.mask, self.bias)
+
+
+class _CsrProduct(torch.autograd.Function):
+    """x W^T with torch's own sparse products; the gradient of the values is sampled where the connections are."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, values: torch.Tensor, layer: CsrLinear) -> torch.Tensor:
+        ctx.save_for_backward(x, values)
+        ctx.layer = layer
+        return (layer.matrix(values) @ x.t()).t()
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, values = ctx.saved_tensors
+        layer = ctx.layer
+        dx = (layer.transposed(values) @ dy.t()).t()
+        sampled = torch.sparse.sampled_addmm(layer.matrix(values), dy.t(), x, beta=0.0)
+        return dx, sampled.values(), None
+
+
+class CsrLinear(nn.Module):
+    """A layer on torch.sparse's CSR tensors: addmm forward and for dX, sampled_addmm for the values."""
+
+    def __init__(self, layer: SparseLinear) -> None:
+        super().__init__()
+        weight = layer.to_sparse_csr()
+        self.shape = tuple(weight.shape)
+        self.values = nn.Parameter(weight.values().clone())
+        self.bias = nn.Parameter(layer.bias.detach().clone())
+        # int64: what sampled_addmm takes on a CPU.
+        self.register_buffer("crow", weight.crow_indices().long())
+        self.register_buffer("col", weight.col_indices().long())
+        self.register_buffer("ccol", layer.ccol_indices.long())
+        self.register_buffer("row", layer.row_indices.long())
+        self.register_buffer("order", torch.argsort(layer.perm.long()))  # column order from row order
+
+    def matrix(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.sparse_csr_tensor(self.crow, self.col, values.detach(), self.shape, check_invariants=False)
+
+    def transposed(self, values: torch.Tensor) -> torch.Tensor:
+        ordered = values.detach()[self.order]
+        return torch.sparse_csr_tensor(self.ccol, self.row, ordered, self.shape[::-1], check_invariants=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _CsrProduct.apply(x, self.values, self) + self.bias
+
+
+def _check_dense(layer: SparseLinear) -> None:
+    entries = layer.in_features * layer.out_features
+    if entries > DENSE_LIMIT:
+        raise Unavailable(f"needs {entries * layer.weight.element_size() / 2**30:.1f} GiB for the weight alone")
+
+
+def _dense(layer: SparseLinear) -> nn.Module:
+    _check_dense(layer)
+    return layer.to_dense()
+
+
+def _masked(layer: SparseLinear) -> nn.Module:
+    _check_dense(layer)
+    row, col = layer.edges()
+    mask = layer.weight.new_zeros(layer.out_features, layer.in_features).detach()
+    mask[row.long(), col.long()] = 1
+    return MaskedLinear(layer.to_dense(), mask)
+
+
+def _sparseprop(layer: SparseLinear) -> nn.Module:
+    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+        raise Unavailable("float32 on the CPU only")
+    try:
+        from sparseprop.modules import SparseLinear as SparseProp
+    except ImportError:
+        raise Unavailable("not installed (pip install --no-build-isolation --no-deps sparseprop)") from None
+    weight = layer.to_sparse_csr()
+    # From a dense stand-in of one entry: its own constructor would need the whole dense matrix.
+    module = SparseProp(torch.ones(1, 1), nn.Parameter(layer.bias.detach().clone()))
+    module.N, module.M = layer.out_features, layer.in_features
+    module.W_val = nn.Parameter(weight.values().clone())
+    module.W_idx = tuple(
+        indices.to(old.dtype)
+        for indices, old in zip((weight.crow_indices(), weight.col_indices()), module.W_idx, strict=True)
+    )
+    return module
+
+
+def _ours(layer: SparseLinear) -> nn.Module:
+    return layer
+
+
+def _ours_l0(layer: SparseLinear) -> nn.Module:
+    weight = layer.to_sparse_csr()
+    return SparseLinear.from_csr(
+        weight.crow_indices(), weight.col_indices(), weight.values(), shape=weight.shape, bias=layer.bias, norm="l0"
+    )
+
+
+CONTENDERS: dict[str, Callable[[SparseLinear], nn.Module]] = {
+    "dense": _dense,
+    "masked": _masked,
+    "torch.sparse": CsrLinear,
+    "SparseProp": _sparseprop,
+    "dendnorm": _ours,
+    "dendnorm, l0": _ours_l0,
+}
+OURS = "dendnorm"

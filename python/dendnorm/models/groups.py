@@ -1,0 +1,45 @@
+"""Parameter groups for the optimizers of models that hold sparse layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from ..nn.linear import SparseLinear
+from ..nn.norms import Norm
+
+__all__ = ["param_groups"]
+
+
+def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Two groups for a torch optimizer: what decays, and what does not.
+
+    The values of sparse layers decay, and so do parameters of two or more dimensions (dense weights, filters); biases,
+    excitabilities and every other scalar or vector do not. Each parameter is in one of them, once.
+
+    Args:
+        model: any module.
+        weight_decay: of the first group, finite and at least 0.
+
+    Returns:
+        ``[{"params": [...], "weight_decay": weight_decay}, {"params": [...], "weight_decay": 0.0}]``
+
+    Raises:
+        TypeError, ValueError: model or weight_decay.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
+        raise TypeError(f"weight_decay must be a number, got {weight_decay!r}")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay must be finite and at least 0, got {weight_decay}")
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, SparseLinear)}
+    excitabilities = {id(parameter) for module in model.modules() if isinstance(module, Norm)
+                      for parameter in module.parameters()}  # fmt: skip
+    decays, stays = [], []
+    for parameter in model.parameters():
+        decaying = id(parameter) in sparse or (parameter.dim() >= 2 and id(parameter) not in excitabilities)
+        (decays if decaying else stays).append(parameter)
+    return [{"params": decays, "weight_decay": float(weight_decay)}, {"params": stays, "weight_decay": 0.0}]

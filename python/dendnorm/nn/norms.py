@@ -1,0 +1,303 @@
+"""The normalisations: one family, w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i, and the module that holds its e.
+
+| string                       | paper (Bird and Cuntz)               | a | b | p | e          |
+|------------------------------|--------------------------------------|---|---|---|------------|
+| "none", None                 | control                              | 0 | 0 | - | 1, fixed   |
+| "l0"                         | dendritic, Eq 1 and 2                | 1 | 0 | - | s, shared  |
+| "l0-variable"                | Fig 3G, p = 0                        | 1 | 0 | - | per neuron |
+| "lp:2", any p >= 1           | Eq 5                                 | 0 | 1 | p | s, shared  |
+| "lp-variable:2", any p >= 1  | Eq 6                                 | 0 | 1 | p | per neuron |
+| "weight_norm"                | heterosynaptic, Fig 3F               | 0 | 1 | 2 | per neuron |
+| "joint"                      | Eq 3 and 4                           | 1 | 1 | 2 | per neuron |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .._arguments import real
+from ..ops import library as _ops
+
+__all__ = ["Norm", "joint", "l0", "lp", "none", "resolve", "weight_norm"]
+
+_EXPECTED = '"none" (or None), "l0", "l0-variable", "lp:P", "lp-variable:P", "weight_norm" or "joint"'
+
+
+def keeps_values(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What ``Module._apply`` may do to values and indices: ``fn``, but values stay in 32 bits, indices stay integers.
+
+    The ops take 16-bit activations with float32 values, and sums of many small steps need them.
+    """
+
+    def apply(tensor: torch.Tensor) -> torch.Tensor:
+        result = fn(tensor)
+        if not tensor.is_floating_point():
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+        if result.dtype in (torch.float16, torch.bfloat16):
+            # From the original, which has the digits that `result` has lost.
+            return tensor.to(device=result.device, dtype=torch.float32)
+        if result.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                "dtype of a sparse layer must be float32 or float64 (float16 and bfloat16 keep float32 values),"
+                f" got {result.dtype}"
+            )
+        return result
+
+    return apply
+
+
+class Norm(nn.Module):
+    """One member of the family w_i = (e_i / D_i) v_i with D_i = n_i^a ||v_i||_p^b.
+
+    Layers that are given the same object share its excitability, whose gradient is then summed over them.
+
+    Args:
+        a, b: exponents, any finite numbers.
+        p: order of the norm, finite and at least 1; plays no part where b = 0.
+        variable: one e for each output neuron instead of one for all.
+        s: where e starts (the paper: 25). None: such that a fresh layer's output has about its input's variance,
+            times ``gain``: gain D / sqrt(n) with n the layer's mean in-degree and D that of n values from N(0, 1),
+            ||v||_p = (n E|z|^p)^(1/p).
+        gain: see ``s``; plays no part where ``s`` is given.
+
+    Attributes:
+        excitability: Parameter, shape () or (M,), made when the first layer takes this norm. None before, and always
+            where there is nothing to scale (a = b = 0, not variable and no s).
+
+    Raises:
+        TypeError, ValueError: an argument that is not of the type or in the range above.
+    """
+
+    def __init__(
+        self, a: float, b: float, p: float = 2.0, variable: bool = False, s: float | None = None, gain: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.a, self.b, self.p = real("a", a), real("b", b), real("p", p)
+        if self.p < 1:
+            raise ValueError(f"p must be at least 1, got {p}")
+        if not isinstance(variable, bool):
+            raise TypeError(f"variable must be a bool, got {variable!r}")
+        self.variable = variable
+        self.s = None if s is None else real("s", s)
+        self.gain = real("gain", gain)
+        self.start: float | None = None
+        self._alias: str | None = None
+        self.register_parameter("excitability", None)
+
+    @property
+    def scales(self) -> bool:
+        """Whether there is an excitability at all."""
+        return self.variable or self.s is not None or self.a != 0 or self.b != 0
+
+    @property
+    def name(self) -> str:
+        """The string form, where there is one."""
+        if self._alias is not None:
+            return self._alias
+        variable = "-variable" if self.variable else ""
+        if not self.scales:
+            return "none"
+        if (self.a, self.b) == (1, 0):
+            return f"l0{variable}"
+        if (self.a, self.b) == (0, 1):
+            return f"lp{variable}:{self.p:g}"
+        if (self.a, self.b, self.p) == (1, 1, 2) and self.variable:
+            return "joint"
+        return f"Norm(a={self.a:g}, b={self.b:g}, p={self.p:g}{', variable=True' if self.variable else ''})"
+
+    def extra_repr(self) -> str:
+        parts = [self.name] if not self.name.startswith("Norm(") else [self.name[5:-1]]
+        return ", ".join(parts + ([f"s={self.s:g}"] if self.s is not None else []))
+
+    def check(self, out_features: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Whether a layer of this size, dtype and device may take this norm; changes nothing.
+
+        Raises:
+            ValueError: another layer has it already, and this one needs another shape, dtype or device of e.
+        """
+        e = self.excitability
+        if e is None:
+            return
+        if self.variable and len(e) != out_features:
+            raise ValueError(
+                f"norm has one excitability for each of {len(e)} neurons; out_features must be {len(e)} to share it,"
+                f" got {out_features}"
+            )
+        if e.dtype != dtype or e.device != device:
+            raise ValueError(
+                f"norm is shared with a layer of {e.dtype} on {e.device}; dtype and device must be the same, got"
+                f" {dtype} on {device}"
+            )
+
+    def initialise(self, out_features: int, nnz: int, dtype: torch.dtype, device: torch.device) -> None:
+        """Make the excitability for a layer, the first that takes this norm; for every later one only check.
+
+        Args:
+            out_features, nnz: M, and the layer's number of connections.
+            dtype, device: of the layer's values.
+
+        Raises:
+            ValueError: as ``check``.
+        """
+        self.check(out_features, dtype, device)
+        if not self.scales or self.excitability is not None:
+            return
+        self.start = self._start(nnz / out_features)
+        shape = (out_features,) if self.variable else ()
+        self.excitability = nn.Parameter(torch.full(shape, self.start, dtype=dtype, device=device))
+
+    def reset_parameters(self) -> None:
+        """Put the excitability, if there is one, back to where it started."""
+        if self.excitability is not None:
+            nn.init.constant_(self.excitability, self.start)
+
+    def _start(self, degree: float) -> float:
+        if self.s is not None:
+            return self.s
+        return self.gain * _ops.excitability_start(self.a, self.b, self.p, degree)
+
+    @torch.no_grad()
+    def raw_values(
+        self, effective: torch.Tensor, row: torch.Tensor, degrees: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The inverse of the formula: v and e with (e_i / D_i) v_i = the given w_i.
+
+        An excitability that is there already is kept, and so is one that ``s`` gives unless b = 1, where the given w
+        decide it. A free one is chosen so that the mean square of v is 1, that of the connections which rewiring adds.
+
+        Args:
+            effective: (nnz,), w, finite.
+            row: (nnz,), int64, the output neuron of each.
+            degrees: (M,), n_i.
+
+        Returns:
+            v (nnz,), float64; e of shape () or (M,), float64, or None where there is none.
+
+        Raises:
+            ValueError: no v gives this w, because e is 0, or (b = 1 and e given) because v's length plays no part.
+        """
+        w = effective.double()
+        if not self.scales:
+            return w, None
+        rows = len(degrees)
+        counted = degrees.double().clamp(min=1)
+        top = w.new_zeros(rows).scatter_reduce_(0, row, w.abs(), "amax")
+        live = top > 0
+        safe = torch.where(live, top, 1.0)
+        unit = w / safe[row]  # divided first: powers of 1e20 would overflow
+        power = w.new_zeros(rows).index_add_(0, row, unit.abs() ** self.p)
+        length = safe * torch.where(live, power, 1.0) ** (1 / self.p)  # ||w_i||_p, 1 where there is nothing to scale
+        fixed = self.excitability.double() if self.excitability is not None else None
+        if fixed is None and self.s is not None and self.b != 1:
+            fixed = torch.full((rows,) if self.variable else (), self.s, dtype=w.dtype, device=w.device)
+        start = self.start if self.start is not None else self._start(len(w) / rows)
+        square = w.new_zeros(rows).index_add_(0, row, unit**2)
+
+        if fixed is None and self.variable:
+            # Every row its own: v_i = w_i / rms(w_i), and e_i undoes it.
+            rms = safe * torch.where(live, square / counted, 1.0).sqrt()
+            e = torch.where(live, counted**self.a * length**self.b * rms ** (1 - self.b), start)
+            return w / rms[row], e
+        if self.b == 1:
+            return self._raw_of_given_length(w, row, live, counted**self.a * length, fixed, start)
+        if fixed is not None and bool((live & (fixed == 0)).any()):
+            raise ValueError("excitability of norm must not be 0 to represent the given weights, got 0")
+
+        # ||v|| = (||w|| n^a / |e|)^(1 / (1 - b)), along w and with e's sign.
+        def solve(e: torch.Tensor) -> torch.Tensor:
+            scale = (length * counted**self.a / e.abs()) ** (1 / (1 - self.b)) / length
+            return w * (torch.where(live, scale, 1.0) * e.sign())[row]
+
+        if fixed is not None:
+            return solve(fixed), fixed
+        values = solve(w.new_ones(()))
+        size = values.abs().max() if len(values) else w.new_zeros(())
+        if size == 0:
+            return values, w.new_tensor(start)
+        e = (size * (values / size).square().mean().sqrt()) ** (1 - self.b)
+        return solve(e), e
+
+    def _raw_of_given_length(
+        self,
+        w: torch.Tensor,
+        row: torch.Tensor,
+        live: torch.Tensor,
+        needed: torch.Tensor,
+        fixed: torch.Tensor | None,
+        start: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """b = 1: v's length plays no part, so n_i^a ||w_i||_p must be |e|, in every row."""
+        if not bool(live.any()):
+            return w, fixed if fixed is not None else w.new_tensor(start)
+        e = needed[live][0] if fixed is None else fixed
+        off = torch.where(live, (needed / e.abs() - 1).abs(), 0.0)
+        worst = int(off.argmax())
+        if not off[worst] <= 1e-5:
+            raise ValueError(
+                f"norm {self.name!r} must have n_i^a ||w_i||_p = |e| in every row to represent the given weights, got"
+                f" {needed[worst]:g} in row {worst} where e is {float(e.abs().expand_as(needed)[worst]):g};"
+                ' one excitability for each neuron ("lp-variable:P", "weight_norm", "joint") can'
+            )
+        rms = w.square().mean().sqrt()
+        return w * e.sign().expand_as(needed)[row] / (rms if rms > 0 else 1.0), e
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Norm:
+        return super()._apply(keeps_values(fn), recurse)
+
+
+def none() -> Norm:
+    """No normalisation: w = v, the paper's control."""
+    return Norm(0, 0)
+
+
+def l0(variable: bool = False, *, s: float | None = None, gain: float = 1.0) -> Norm:
+    """Dendritic normalisation, w_i = (e_i / n_i) v_i (Eq 1 and 2); arguments as in ``Norm``."""
+    return Norm(1, 0, variable=variable, s=s, gain=gain)
+
+
+def lp(p: float, variable: bool = False, *, s: float | None = None, gain: float = 1.0) -> Norm:
+    """L^p normalisation, w_i = (e_i / ||v_i||_p) v_i (Eq 5, and with ``variable`` Eq 6); arguments as in ``Norm``."""
+    return Norm(0, 1, p, variable=variable, s=s, gain=gain)
+
+
+def weight_norm(*, s: float | None = None, gain: float = 1.0) -> Norm:
+    """The paper's heterosynaptic one, w_i = (g_i / ||v_i||_2) v_i; arguments as in ``Norm``."""
+    norm = Norm(0, 1, 2, variable=True, s=s, gain=gain)
+    norm._alias = "weight_norm"
+    return norm
+
+
+def joint(*, s: float | None = None, gain: float = 1.0) -> Norm:
+    """Both together, w_i = (g_i / (n_i ||v_i||_2)) v_i (Eq 3 and 4); arguments as in ``Norm``."""
+    return Norm(1, 1, 2, variable=True, s=s, gain=gain)
+
+
+def resolve(norm: Norm | str | None) -> Norm:
+    """A ``Norm`` from its string form, or the same object.
+
+    Raises:
+        ValueError: an unknown string, or a p that is not a number of at least 1.
+        TypeError: neither a Norm, a string nor None.
+    """
+    if isinstance(norm, Norm):
+        return norm
+    if norm is None:
+        return none()
+    if not isinstance(norm, str):
+        raise TypeError(f"norm must be a Norm, a string or None, got {type(norm).__name__}")
+    plain = {"none": none, "l0": l0, "weight_norm": weight_norm, "joint": joint}
+    if norm in plain:
+        return plain[norm]()
+    if norm == "l0-variable":
+        return l0(variable=True)
+    kind, separator, order = norm.partition(":")
+    if kind not in ("lp", "lp-variable") or not separator:
+        raise ValueError(f"norm must be {_EXPECTED}, got {norm!r}")
+    try:
+        p = float(order)
+    except ValueError:
+        raise ValueError(f"p in norm must be a number of at least 1, got {norm!r}") from None
+    return lp(p, variable=kind == "lp-variable")

@@ -1,0 +1,72 @@
+"""The compiled ops, ``torch.ops.dendnorm.*``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    from .. import _C
+except ImportError as error:
+    raise ImportError(
+        f"dendnorm: the compiled module dendnorm._C could not be loaded ({error}). Build it against the installed torch"
+        f" ({torch.__version__}) with `pip install --no-build-isolation .` in a checkout of dendnorm."
+    ) from error
+
+__all__ = [
+    "assign_",
+    "build_info",
+    "carry_",
+    "check_pattern",
+    "counter_normal",
+    "cpu_capability",
+    "effective_weight",
+    "empty_positions",
+    "excise",
+    "excitability_start",
+    "has_kernel",
+    "raise_fault",
+    "replace_connections",
+    "sparse_linear",
+    "transpose_pattern",
+    "weakest",
+]
+
+# The overload itself: resolving the packet anew costs more than a microsecond on every call.
+sparse_linear = torch.ops.dendnorm.sparse_linear.default
+sparse_linear_backward = torch.ops.dendnorm.sparse_linear_backward.default
+effective_weight = torch.ops.dendnorm.effective_weight.default
+effective_weight_backward = torch.ops.dendnorm.effective_weight_backward.default
+sampled_product = torch.ops.dendnorm.sampled_product.default
+check_pattern = torch.ops.dendnorm.check_pattern.default
+transpose_pattern = torch.ops.dendnorm.transpose_pattern.default
+empty_positions = torch.ops.dendnorm.empty_positions.default
+counter_normal = torch.ops.dendnorm.counter_normal.default
+weakest = torch.ops.dendnorm.weakest.default
+excise = torch.ops.dendnorm.excise.default
+replace_connections = torch.ops.dendnorm.replace_connections.default
+carry_ = torch.ops.dendnorm.carry_.default
+assign_ = torch.ops.dendnorm.assign_.default
+raise_fault = torch.ops.dendnorm.raise_fault.default
+
+
+def has_kernel(op: str, device: torch.device) -> bool:
+    """Whether this build has a kernel of ``dendnorm::op`` for a device."""
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device.type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dendnorm::{op}", key)
+
+
+def build_info() -> dict[str, Any]:
+    """How the compiled module was built: version, torch, compiler, build_type, cuda (None: without)."""
+    return dict(_C.build_info())
+
+
+def cpu_capability() -> str:
+    """The instruction set that the CPU kernels use: "default", "avx2" or "avx512"."""
+    return _C.cpu_capability()
+
+
+def excitability_start(a: float, b: float, p: float, degree: float) -> float:
+    """Where e of a norm starts in a layer of this mean in-degree so that its output has about its input's variance."""
+    return _C.excitability_start(a, b, p, degree)

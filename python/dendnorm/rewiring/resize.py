@@ -1,0 +1,193 @@
+"""Another number of connections: a deliberate act that makes new parameters, beside rewiring, which never does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._arguments import connections, whole
+from ..nn.linear import SparseLinear
+from ..nn.pattern import Pattern
+from ..ops import library as _ops
+from .observing import DROPS, Turn
+from .writing import check_writable
+
+__all__ = ["resize"]
+
+
+@dataclass(frozen=True)
+class _Change:
+    layers: list[SparseLinear]  # more than one where they share the weight
+    pattern: Pattern
+    source: torch.Tensor  # int64 (nnz,): where each connection was, -1 for the new ones
+    weight: nn.Parameter
+    state: Any  # of the optimizer, None without one
+
+
+@torch.no_grad()
+def resize(
+    model: nn.Module,
+    density: float | Mapping[str, float],
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    drop: Any = "magnitude",
+    start: str = "zero",
+    seed: int = 0,
+) -> dict[str, tuple[int, int]]:
+    """Give sparse layers more or fewer connections, as gradual pruning and gradual growth do.
+
+    Unlike rewiring this makes new tensors: ``weight`` becomes another Parameter, and the pattern other buffers. Values
+    move along with the connections that stay. The optimizer is told: its groups hold the new Parameter, and its state
+    of the weight's shape moves along, 0 for new connections; state of other shapes stays. Everything else that holds
+    the old Parameter must be made anew afterwards: DDP and FSDP wrappers, averaged copies, compiled graphs.
+
+    Fewer: the least important by ``drop`` go. More: as many come, uniformly at random among the empty positions. n_i,
+    and with it a norm that counts connections, follows.
+
+    Args:
+        model: with at least one ``SparseLinear``.
+        density: of every sparse layer, in (0, 1]; or by the first name of each layer that is to change. A layer gets
+            round(density N M) connections; one that has as many is left alone.
+        optimizer: the one that trains it; None only where there is none.
+        drop: a rule of ``dendnorm.drop`` that needs nothing observed, or its name.
+        start: the values v of new connections: "zero", so that the output changes only by the norm, or "normal".
+        seed: of new positions and values; give another at each call.
+
+    Returns:
+        For each layer that changed, by name: its number of connections before and after.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above, a weight that the optimizer does not hold or that
+            another kind of module holds too. Nothing has changed then.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if start not in ("zero", "normal"):
+        raise ValueError(f'start must be "zero" or "normal", got {start!r}')
+    seed = whole("seed", seed, 0)
+    rule = DROPS.resolve(drop)
+    if rule.looks_at:
+        raise ValueError(f"drop must be a rule that needs nothing observed, got {rule!r}")
+    groups = _groups(model)
+    wanted = _wanted(groups, density)
+    changes: dict[str, tuple[int, int]] = {}
+    planned = []
+    for index, (name, layers) in enumerate(groups.items()):
+        layer = layers[0]
+        if name in wanted and wanted[name] != layer.nnz:
+            try:
+                planned.append(_plan(name, layers, wanted[name], optimizer, rule, start, seed, index))
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"layer {name!r}: {str(error).partition(chr(10))[0]}") from None
+            changes[name] = layer.nnz, wanted[name]
+    for change in planned:
+        _write(change, optimizer)
+    return changes
+
+
+def _groups(model: nn.Module) -> dict[str, list[SparseLinear]]:
+    """The sparse layers of each weight, by the first one's name."""
+    found: dict[int, tuple[str, list[SparseLinear]]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear):
+            check_writable(name, module)
+            found.setdefault(id(module.weight), (name, []))[1].append(module)
+    if not found:
+        raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
+    for name, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in found and not (isinstance(module, SparseLinear) and key == "weight"):
+                raise ValueError(f"{name}.{key} must not be the weight of a SparseLinear, too, to resize that one")
+    return dict(found.values())
+
+
+def _wanted(groups: dict[str, list[SparseLinear]], density: float | Mapping[str, float]) -> dict[str, int]:
+    named = density if isinstance(density, Mapping) else dict.fromkeys(groups, density)
+    for name in named:
+        if name not in groups:
+            raise ValueError(f"density must name sparse layers of the model, {list(groups)}, got {name!r}")
+    return {name: connections(value, None, groups[name][0].in_features * groups[name][0].out_features)
+            for name, value in named.items()}  # fmt: skip
+
+
+def _plan(
+    name: str,
+    layers: list[SparseLinear],
+    nnz: int,
+    optimizer: torch.optim.Optimizer | None,
+    rule: Any,
+    start: str,
+    seed: int,
+    index: int,
+) -> _Change:
+    layer = layers[0]
+    old, rows = layer.weight, layer.out_features
+    if old.is_meta:
+        raise ValueError("must have values to be resized, got a layer on the meta device")
+    held = optimizer is None or any(param is old for group in optimizer.param_groups for param in group["params"])
+    if old.requires_grad and not held:
+        raise ValueError("optimizer must hold the weight of every layer that is resized, got none for this one")
+    if any(not torch.equal(mine, theirs) for other in layers[1:] for mine, theirs in
+           zip(layer.pattern[:2], other.pattern[:2], strict=True)):  # fmt: skip
+        raise ValueError("layers that share its weight must have its pattern, got another")
+    home = old.device if _ops.has_kernel("weakest", old.device) else torch.device("cpu")
+    row, col = layer.edges()
+    keys = (col * rows + row).to(home)
+    if nnz < layer.nnz:
+        k = layer.nnz - nnz
+        turn = Turn(name, layer, k, k / layer.nnz, seed, 0, index, home)
+        source = (~_ops.weakest(rule.importance(turn).to(home), k)).nonzero().flatten()
+        keys = keys[source]
+    else:
+        pattern = (tensor.to(home) for tensor in layer.pattern[:2])
+        more = _ops.empty_positions(*pattern, rows, nnz - layer.nnz, seed, 0, index)
+        keys, order = torch.cat([keys, more]).sort()
+        source = torch.where(order < layer.nnz, order, -1)
+    pattern = Pattern._from_keys(keys, rows, layer.in_features).to(old.device)
+    source = source.to(old.device)
+    values = _moved(old.detach(), source)
+    if start == "normal" and nnz > layer.nnz:
+        fresh = _ops.counter_normal(nnz - layer.nnz, seed, 0, index, dtype=old.dtype, device=home)
+        values[source < 0] = fresh.to(old.device)
+    weight = nn.Parameter(values, requires_grad=old.requires_grad)
+    if old.grad is not None:
+        weight.grad = _moved(old.grad, source)
+    state = None if optimizer is None else _moved_state(optimizer.state.get(old), old.shape, source)
+    return _Change(layers, pattern, source, weight, state)
+
+
+def _moved(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """One number for each connection, from where it was; 0 for the new ones."""
+    source = source.to(values.device)
+    padded = torch.cat([values, values.new_zeros(1)])
+    return padded[torch.where(source < 0, len(values), source)]
+
+
+def _moved_state(value: Any, shape: torch.Size, source: torch.Tensor) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _moved(value, source) if value.shape == shape else value
+    if isinstance(value, Mapping):
+        return {key: _moved_state(item, shape, source) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_moved_state(item, shape, source) for item in value)
+    return value
+
+
+def _write(change: _Change, optimizer: torch.optim.Optimizer | None) -> None:
+    old = change.layers[0].weight
+    for layer in change.layers:
+        layer.weight = change.weight
+        for name, tensor in change.pattern._asdict().items():
+            setattr(layer, name, tensor if layer is change.layers[0] else tensor.clone())
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        # In place: some optimizers keep the list itself.
+        group["params"][:] = [change.weight if param is old else param for param in group["params"]]
+    optimizer.state.pop(old, None)
+    if change.state is not None:
+        optimizer.state[change.weight] = change.state

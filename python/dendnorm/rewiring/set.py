@@ -1,0 +1,379 @@
+"""Rewiring: sparse evolutionary training (SET) and its relatives, in place, with the optimizer's state moving along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._arguments import real, whole
+from ..nn.linear import SparseLinear
+from ..nn.pattern import Pattern, transposed
+from ..ops import library as _ops
+from .observing import DROPS, GROWS, Observer, Turn
+from .reports import LayerReport, Outcome, RewireReport, of_layer
+from .writing import Rewiring, check_writable, companions_of
+
+__all__ = ["SET", "LayerReport", "RewireReport"]
+
+# A status, as csrc/core/status.h has it: a code, which is this where nothing is wrong, and what its message tells.
+_CLEAR, _STATUS_WORDS = 2**63 - 1, 4
+_OTHER_PATTERN = 6 << 32
+
+
+def _defers(devices: set[torch.device]) -> bool:
+    """Whether faults in values are found while nobody waits: on one GPU, where all writes come after all checks."""
+    return all(device.type == "cuda" and _ops.has_kernel("weakest", device) for device in devices) and len(devices) == 1
+
+
+def _zeta(value: object) -> float:
+    number = real("zeta", value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"zeta must be in [0, 1], got {value}")
+    return number
+
+
+def _checked_values(values: object, k: int, dtype: torch.dtype) -> torch.Tensor:
+    """What a rule or a variant draws, before anything relies on it."""
+    if not isinstance(values, torch.Tensor) or values.shape != (k,) or values.dtype != dtype:
+        got = (values.dtype, tuple(values.shape)) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise ValueError(f"values of new connections must be a {dtype} tensor of shape ({k},), got {got}")
+    return values
+
+
+class SET:
+    """Sparse evolutionary training, as Bird and Cuntz use it: the weakest connections go, as many random ones come.
+
+    One ``step()`` excises, in every ``SparseLinear`` of the model, the k = round(zeta nnz) connections (half to even)
+    of the smallest effective weight |w| (of equals, the earlier in the layer's order), and then grows k, uniformly
+    at random among the positions that are empty after the excision, with values v from N(0, 1). Everything is written
+    in place: Parameter objects, storage and nnz stay. The gradient, and every tensor of the optimizer's state that has
+    the weight's shape, moves with the connections that stay and is 0 for new ones; state of other shapes (step counts,
+    flattened or factored statistics) is left alone.
+
+    What is drawn is a function of (seed, number of the step, number of the layer in ``model.named_modules()``) and the
+    pattern, on every device and every rank. A layer that the model holds twice is rewired once. So are layers that
+    share a weight: the first decides, and all must have the same pattern.
+
+    A step that fails leaves model and optimizer as they were: everything is computed before anything is written. On a
+    GPU nothing waits for the device, and what only values can show to be wrong (an effective weight that is NaN) is
+    known later: the device then writes nothing, and the error is raised by whatever comes first of reading the report,
+    ``state_dict()`` and the next ``step()``. Where the layers and their optimizer's state lie on several devices,
+    ``step()`` waits for them and raises by itself.
+
+    That is the default pair of rules. ``drop`` and ``grow`` take others: RigL, for one, is ``grow="gradient"``. Rules
+    that look at what passes through a layer need it to be observed: ``observe()``, or by itself with ``every``.
+    Variants may also override ``importance`` (what goes), ``grow`` (what comes) or ``draw`` (with which values).
+
+    Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
+    inspired by network science", Nature Communications 9, 2018; the criterion as in A. D. Bird and H. Cuntz,
+    "Dendritic normalisation improves learning in sparsely connected artificial neural networks".
+
+    Args:
+        model: a module with at least one ``SparseLinear``; looked through again at every step.
+        optimizer: the one that trains it, of any kind. It must hold the weight of every sparse layer that needs a
+            gradient. None: no state is carried.
+        zeta: share of the connections that is replaced, in [0, 1], or a callable that gives it for the number of the
+            rewiring, from 1: see ``dendnorm.schedules``. May be assigned later.
+        seed: in [0, 2^63).
+        every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. None: only when
+            ``step()`` is called.
+        drop: what goes: a rule of ``dendnorm.drop`` or its name, "magnitude", "sign", "gradient", "sensitivity" or
+            "cosine".
+        grow: what comes: a rule of ``dendnorm.grow`` or its name, "random", "gradient" or "cosine".
+
+    Attributes:
+        report: the latest ``RewireReport``, or None.
+        drop_rule, grow_rule: the rules.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        zeta: float | Callable[[int], float] = 0.15,
+        seed: int = 0,
+        every: int | None = None,
+        drop: Any = "magnitude",
+        grow: Any = "random",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
+        self.model, self.optimizer = model, optimizer
+        self.drop_rule, self.grow_rule = DROPS.resolve(drop), GROWS.resolve(grow)
+        self.zeta = zeta
+        self.seed = whole("seed", seed, 0)
+        self.every = None if every is None else whole("every", every, 1)
+        self.report: RewireReport | None = None
+        self._steps = 0  # rewirings so far
+        self._calls = 0  # steps of the optimizer since the latest one
+        self._pending: Outcome | None = None  # of the latest rewiring, until it is known
+        self._before: tuple[int, int, RewireReport | None] = (0, 0, None)  # _steps, _calls and report before it
+        self._observer: Observer | None = None
+        self._turn: Turn | None = None  # of the layer that is being planned
+        self._layers()
+        self._handle = None
+        hooks = hasattr(optimizer, "register_step_post_hook")
+        if every is not None and not hooks:
+            raise ValueError(f"optimizer must have step hooks where every={every} is given, got {optimizer!r}")
+        if every is not None or (hooks and self._looks_at):
+            self._handle = optimizer.register_step_post_hook(self._after_optimizer_step)
+        self._observe_if_due()
+
+    @property
+    def zeta(self) -> float | Callable[[int], float]:
+        """Share of the connections that a step replaces, or the callable that gives it."""
+        return self._zeta
+
+    @zeta.setter
+    def zeta(self, value: float | Callable[[int], float]) -> None:
+        self._zeta = value if callable(value) else _zeta(value)
+
+    @torch.no_grad()
+    def step(self) -> RewireReport:
+        """Rewire every layer once.
+
+        Returns:
+            What went and what came, layer by layer.
+
+        Raises:
+            ValueError: an effective weight that is NaN, a layer on the meta device, an optimizer that does not hold a
+                layer's weight, state that cannot be written in place, or a layer that was not observed where a rule
+                needs it. Names the layer; nothing has changed then.
+        """
+        self._settle()
+        number = self._steps + 1  # 0 is the draw of a fresh layer
+        zeta = _zeta(self._zeta(number)) if callable(self._zeta) else self._zeta
+        layers = self._layers()
+        companions = [companions_of(name, group[0].weight, self.optimizer) for name, group in layers]
+        tensors = [group[0].weight for _, group in layers] + [tensor for found in companions for tensor in found]
+        devices = {tensor.device for tensor in tensors}
+        statuses = [None] * len(layers)
+        if deferred := _defers(devices):
+            status = torch.full((len(layers), _STATUS_WORDS), _CLEAR, dtype=torch.int64, device=devices.pop())
+            statuses = list(status)
+        planned = [
+            self._plan(name, group, zeta, number, index, companions[index], statuses[index])
+            for index, (name, group) in enumerate(layers)
+        ]
+        worst = status[status[:, :1].argmin(0)].flatten() if deferred else None
+        for rewiring in planned:
+            rewiring.write(worst)
+        outcome = Outcome(status, [name for name, _ in layers], self._failed) if deferred else None
+        self._before = self._steps, self._calls, self.report
+        self._pending = outcome
+        self._steps, self._calls = number, 0
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer = None
+        self._observe_if_due()
+        self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned), outcome)
+        return self.report
+
+    def observe(self) -> Observer:
+        """Record what passes through the sparse layers, for the rules that look at it, until the next ``step()``.
+
+        What is recorded begins anew with the first batch after a step of the optimizer, so that it is of the latest
+        step (if there is no optimizer with hooks: it begins anew with this call). Call it before the last batch,
+
+            rewire.observe()
+            train_one_batch()
+            rewire.step()
+
+        or, to end it before that, as ``with rewire.observe():``. Forward passes are recorded with and without
+        gradients. Graphs that skip a module's hooks (CUDA graphs, some compiled models) show nothing: run that batch
+        through the plain model. What was recorded is not part of ``state_dict``.
+
+        Returns:
+            The recorder, a context manager; its ``stop()`` ends it.
+        """
+        if self._observer is not None:
+            self._observer.stop()
+        self._observer = Observer((layers for _, layers in self._layers()), self._looks_at)
+        return self._observer
+
+    def importance(self, layer: SparseLinear) -> torch.Tensor:
+        """Of each connection, in the order of ``layer.weight``: (nnz,), floating; the least important ones go."""
+        return self.drop_rule.importance(self._turn)
+
+    def grow(
+        self, layer: SparseLinear, ccol_indices: torch.Tensor, row_indices: torch.Tensor, k: int, step: int, index: int
+    ) -> torch.Tensor:
+        """Where connections come, given the pattern that is left, on the device of its tensors.
+
+        Args:
+            layer: still as it was before the excision.
+            ccol_indices, row_indices: the column view of what stays, int32.
+            k: how many are to come.
+            step, index: the number of this rewiring and that of the layer.
+
+        Returns:
+            Keys ``col * out_features + row`` of k distinct empty positions, ascending: int64 (k,).
+        """
+        return self.grow_rule.positions(self._turn, ccol_indices, row_indices)
+
+    def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
+        """Values v of k new connections, in the order of the keys of ``grow``: (k,), of the weight's dtype."""
+        return self.grow_rule.values(self._turn)
+
+    def remove(self) -> None:
+        """Stop rewiring by itself (``every``) and observing."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        if self._observer is not None:
+            self._observer.stop()
+
+    def state_dict(self) -> dict[str, int]:
+        """What decides the draws to come: the seed, and how many rewirings and optimizer steps there were.
+
+        Raises:
+            ValueError: the latest rewiring failed on a GPU, as it would have on the CPU in ``step``.
+        """
+        self._settle()
+        return {"seed": self.seed, "steps": self._steps, "calls": self._calls}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Go on where another left off. ``zeta``, ``every`` and the rules stay as they are.
+
+        Raises:
+            TypeError, ValueError: not what ``state_dict`` gave; nothing has changed then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+        expected = ("seed", "steps", "calls")
+        if set(state_dict) != set(expected):
+            raise ValueError(f"state_dict must have the keys {list(expected)}, got {list(state_dict)}")
+        self.seed, self._steps, self._calls = (whole(f"state_dict[{key!r}]", state_dict[key], 0) for key in expected)
+        self._pending = None
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer = None
+        self._observe_if_due()
+
+    def __repr__(self) -> str:
+        names = ", ".join(name or type(layers[0]).__name__ for name, layers in self._layers())
+        zeta = self.zeta if callable(self.zeta) else f"{self.zeta:g}"
+        usual = ((DROPS, self.drop_rule, "magnitude"), (GROWS, self.grow_rule, "random"))
+        rules = [f"{kind.kind}={rule}" for kind, rule, default in usual if rule != kind.resolve(default)]
+        settings = ", ".join([f"zeta={zeta}", f"seed={self.seed}", f"every={self.every}", *rules])
+        return f"{type(self).__name__}({settings}, layers=[{names}])"
+
+    def _settle(self) -> None:
+        """Wait for the latest rewiring, long done as a rule; raises if it failed."""
+        if self._pending is not None:
+            self._pending.check()
+            self._pending = None
+
+    def _failed(self, outcome: Outcome) -> None:
+        if outcome is self._pending:
+            self._pending = None
+            self._steps, calls, self.report = self._before
+            # Besides those since: the optimizer's next step rewires, as after a failure at once.
+            self._calls += calls
+            self._observe_if_due()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which hold nothing that a device is yet to say.
+
+        Raises:
+            ValueError: as ``state_dict``.
+        """
+        self._settle()
+        return self.__dict__
+
+    def _after_optimizer_step(self, *_: object) -> None:
+        if self._observer is not None:
+            self._observer.renew()
+        if self.every is not None:
+            self._calls += 1
+            if self._calls >= self.every:
+                self.step()
+            else:
+                self._observe_if_due()
+
+    @property
+    def _looks_at(self) -> set[str]:
+        return {*self.drop_rule.looks_at, *self.grow_rule.looks_at}
+
+    def _observe_if_due(self) -> None:
+        """With ``every``: whether the optimizer's next step is the one that ends in a rewiring."""
+        if self.every is not None and self._looks_at and self._calls >= self.every - 1 and self._observer is None:
+            self.observe()
+
+    def _layers(self) -> list[tuple[str, list[SparseLinear]]]:
+        """The first name and the layers of each weight, in the order of ``named_modules``; checked."""
+        by_weight: dict[int, tuple[str, list[SparseLinear]]] = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, SparseLinear):
+                check_writable(name, module)
+                by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
+        if not by_weight:
+            raise ValueError(f"model must hold a SparseLinear to be rewired, got none in {type(self.model).__name__}")
+        if self.optimizer is not None:
+            held = {id(param) for group in self.optimizer.param_groups for param in group["params"]}
+            for weight, (name, layers) in by_weight.items():
+                if weight not in held and layers[0].weight.requires_grad:
+                    raise ValueError(
+                        f"optimizer must hold the weight of every layer that is rewired, got none for layer {name!r}:"
+                        " its state would be lost; give SET the part of the model that the optimizer trains"
+                    )
+        return list(by_weight.values())
+
+    def _plan(
+        self,
+        name: str,
+        layers: list[SparseLinear],
+        zeta: float,
+        step: int,
+        index: int,
+        companions: list[torch.Tensor],
+        status: torch.Tensor | None,
+    ) -> Rewiring:
+        layer = layers[0]
+        device = layer.weight.device
+        self._check_shared(name, layers, status)
+        k = round(zeta * layer.nnz)
+        # Where this build has no kernels for the device, the CPU draws the same.
+        home = device if _ops.has_kernel("weakest", device) else torch.device("cpu")
+        ccol, row = (indices.to(home) for indices in layer.pattern[:2])
+        observed = None if self._observer is None else self._observer.of(layer)
+        self._turn = Turn(name, layer, k, zeta, self.seed, step, index, home, status, observed)
+        try:
+            importance = self.importance(layer).to(home)
+            dropped = _ops.weakest(importance, k, status=status)
+            left, row_left, removed = _ops.excise(ccol, row, dropped, k, sound=True, status=status)
+            keys = self.grow(layer, left, row_left, k, step, index)
+            new_ccol, new_row, source = _ops.replace_connections(
+                ccol, row, layer.out_features, dropped, keys, sound=True, status=status
+            )
+            values = _checked_values(self.draw(layer, k, step, index, home), k, layer.weight.dtype).to(home)
+        except (RuntimeError, ValueError) as error:
+            raise of_layer(name, error) from None
+        finally:
+            self._turn = None
+        gone = row.index_select(0, removed).long(), torch.searchsorted(ccol, removed, right=True) - 1
+        came = keys % layer.out_features, keys // layer.out_features
+        report = LayerReport(
+            name, k, (gone[0].to(device), gone[1].to(device)), (came[0].to(device), came[1].to(device)), layer.nnz
+        )
+        pattern = Pattern(new_ccol, new_row, *transposed(new_ccol, new_row, layer.out_features))
+        return Rewiring(layers, report, pattern, source, values, companions)
+
+    def _check_shared(self, name: str, layers: list[SparseLinear], status: torch.Tensor | None) -> None:
+        """Layers that share a weight must agree in what its entries are."""
+        for other in layers[1:]:
+            pairs = list(zip(layers[0].pattern[:2], other.pattern[:2], strict=True))
+            same_shape = all(mine.shape == theirs.shape for mine, theirs in pairs)
+            if status is not None and same_shape:
+                differs = torch.stack([(mine != theirs).any() for mine, theirs in pairs]).any()
+                status[0] = torch.where(differs, status[0].clamp(max=_OTHER_PATTERN), status[0])
+            elif not same_shape or not all(torch.equal(mine, theirs) for mine, theirs in pairs):
+                raise ValueError(f"layer {name!r}: layers that share its weight must have its pattern, got another")
