@@ -7,6 +7,7 @@ sparsely connected artificial neural networks", PLOS Comput Biol 17(8): e1009202
 from __future__ import annotations
 
 import importlib as _importlib
+import sys as _sys
 from pathlib import Path as _Path
 from typing import Any as _Any
 
@@ -32,6 +33,8 @@ del _register
 def __getattr__(name: str) -> _Any:
     if name in _LAZY:
         return _importlib.import_module(_LAZY[name], __name__)
+    if f"{__name__}.{name}" in _sys.modules:  # a module's place in version 0.1
+        return _sys.modules[f"{__name__}.{name}"]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -209,7 +209,8 @@ names = {"layers": "SparseLinear", "norms": "Norm", "functional": "Pattern", "re
          "convert": "sparsify", "observing": "Turn", "analysis": "TopologyChange", "summaries": "Summary",
          "checkpoint": "save", "resizing": "resize"}
 for module, name in names.items():
-    assert getattr(importlib.import_module(f"dendnorm.{module}"), name) is not None, module
+    found = importlib.import_module(f"dendnorm.{module}")
+    assert getattr(found, name) is not None and getattr(dendnorm, module) is found, module
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

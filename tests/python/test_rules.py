@@ -442,7 +442,7 @@ def test_cosine_rules_are_the_dense_cosines(absolute, block):
             assert positions(came.grown) == lowest(-similarity, ~left, came.k)
 
 
-@pytest.mark.parametrize(("drops", "grows"), list(itertools.product(sorted(drop._NAMED), sorted(grow._NAMED))))
+@pytest.mark.parametrize(("drops", "grows"), list(itertools.product(sorted(drop.DROPS.named), sorted(grow.GROWS.named))))
 def test_every_rule_goes_with_every_other(drops, grows):
     model = Net("joint", dtype=torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -480,8 +480,8 @@ def test_new_values_start_as_the_rule_says(name, start):
 # As on a GPU: faults in values are noted, and nothing waits for them
 
 
-@pytest.mark.parametrize("drops", sorted(drop._NAMED))
-@pytest.mark.parametrize("grows", sorted(grow._NAMED))
+@pytest.mark.parametrize("drops", sorted(drop.DROPS.named))
+@pytest.mark.parametrize("grows", sorted(grow.GROWS.named))
 def test_rules_choose_the_same_where_faults_are_noted_and_note_theirs(drops, grows, monkeypatch):
     from dendnorm.rewiring import set as rewiring
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
+from . import library  # noqa: F401  loads the ops
+
 __all__ = ["product"]
 
 _ops = torch.ops.dendnorm
