@@ -229,7 +229,7 @@ def test_deepcopy_pickle_and_torch_save(norm):
 
 def test_state_dict_holds_the_pattern_once():
     names = list(SparseLinear(12, 9, density=0.4, norm="joint").state_dict())
-    assert names == ["weight", "bias", "ccol_indices", "row_indices", "norm.excitability"]
+    assert names == ["weight", "bias", "ccol_indices", "row_indices", "pattern_mark", "norm.excitability"]
 
 
 @every_norm
@@ -288,11 +288,13 @@ def test_double_and_float(norm):
     before = copy.deepcopy(layer)
     layer.double()
     assert all(parameter.dtype == torch.float64 for parameter in layer.parameters())
-    assert all(buffer.dtype == torch.int32 for buffer in layer.buffers())
+    assert all(tensor.dtype == torch.int32 for tensor in layer.pattern)
+    assert layer.pattern_mark.dtype == torch.float64
     assert layer(torch.ones(2, 12, dtype=torch.float64)).dtype == torch.float64
     assert_same(layer.float(), before)
     layer.type(torch.float64)  # casts buffers too, in nn.Module
-    assert all(buffer.dtype == torch.int32 for buffer in layer.buffers())
+    assert all(tensor.dtype == torch.int32 for tensor in layer.pattern)
+    assert layer.pattern_mark.dtype == torch.float64
 
 
 @pytest.mark.feature("the meta device: reset_parameters or load_state_dict afterwards")

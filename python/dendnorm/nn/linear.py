@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
 from .._arguments import connections, features, seed_of, value_dtype
 from ..ops import library as _ops
-from .norms import Norm, keeps_values, resolve
-from .pattern import Pattern, check_view, transposed
+from .layer import SparseLayer, parameter_of
+from .norms import Norm, resolve
+from .pattern import Pattern
 
 __all__ = ["SparseLinear"]
 
-_PATTERN = ("ccol_indices", "row_indices", "crow_indices", "col_indices", "perm")
 
-
-def _parameter(module: nn.Module, name: str) -> Any:
-    """A parameter, from where it lies unless a parametrization or a hook has moved it: several times faster."""
-    parameters = module._parameters
-    return parameters[name] if name in parameters else getattr(module, name)
-
-
-class SparseLinear(nn.Module):
+class SparseLinear(SparseLayer):
     """``y = x W.T + bias`` with exactly nnz connections, where row i of W is w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i.
 
     Used like ``nn.Linear``: input ``(*, in_features)``, output ``(*, out_features)`` of the input's dtype. A fresh
@@ -58,15 +48,6 @@ class SparseLinear(nn.Module):
         RuntimeError: when called, an input whose shape, dtype or device does not fit.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-    norm: Norm
-    ccol_indices: torch.Tensor
-    row_indices: torch.Tensor
-    crow_indices: torch.Tensor
-    col_indices: torch.Tensor
-    perm: torch.Tensor
-
     def __init__(
         self,
         in_features: int,
@@ -94,19 +75,6 @@ class SparseLinear(nn.Module):
         if device.type != "meta":
             self._draw(seed)
 
-    def _allocate(
-        self, in_features: int, out_features: int, nnz: int, bias: bool, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        self.in_features, self.out_features = in_features, out_features
-        self.weight = nn.Parameter(torch.empty(nnz, device=device, dtype=dtype))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
-        )
-        # The row view follows from the column view, so only the latter is saved.
-        for name, size in zip(_PATTERN, (in_features + 1, nnz, out_features + 1, nnz, nnz), strict=True):
-            empty = torch.zeros(size, device=device, dtype=torch.int32)
-            self.register_buffer(name, empty, persistent=name in _PATTERN[:2])
-
     @classmethod
     def _of(
         cls, pattern: Pattern, effective: torch.Tensor, bias: torch.Tensor | None, norm: Norm | str | None
@@ -129,8 +97,7 @@ class SparseLinear(nn.Module):
                 layer.bias.copy_(bias)
             if excitability is not None and not taken:
                 norm.excitability.copy_(excitability)
-            for buffer, tensor in zip(layer.pattern, pattern, strict=True):
-                buffer.copy_(tensor)
+            layer._write(pattern)
         return layer
 
     @classmethod
@@ -235,50 +202,16 @@ class SparseLinear(nn.Module):
         norm, buffers = self._modules["norm"], self._buffers
         return _ops.sparse_linear(
             input,
-            _parameter(self, "weight"),
-            _parameter(self, "bias"),
-            _parameter(norm, "excitability"),
+            parameter_of(self, "weight"),
+            parameter_of(self, "bias"),
+            self._excitability(),
             buffers["ccol_indices"],
             buffers["row_indices"],
-            buffers["crow_indices"],
-            buffers["col_indices"],
-            buffers["perm"],
+            *self._row_view(),
             norm.a,
             norm.b,
             norm.p,
         )
-
-    def effective_weight(self) -> torch.Tensor:
-        """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
-        norm = self.norm
-        return _ops.effective_weight(self.weight, norm.excitability, *self.pattern, norm.a, norm.b, norm.p)
-
-    @property
-    def nnz(self) -> int:
-        """The number of connections."""
-        return self.row_indices.shape[0]
-
-    @property
-    def density(self) -> float:
-        """The share of positions that are connected."""
-        return self.nnz / (self.in_features * self.out_features)
-
-    @property
-    def pattern(self) -> Pattern:
-        """The layer's own index tensors, not copies: rewiring writes into them."""
-        return Pattern(self.ccol_indices, self.row_indices, self.crow_indices, self.col_indices, self.perm)
-
-    def edges(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The output and the input neuron of each entry of ``weight``: two int64 tensors (nnz,)."""
-        return self.pattern.edges()
-
-    def in_degrees(self) -> torch.Tensor:
-        """n_i, the number of afferents of each output neuron: (M,), int64."""
-        return self.crow_indices.diff().long()
-
-    def out_degrees(self) -> torch.Tensor:
-        """The number of efferents of each input neuron: (N,), int64."""
-        return self.ccol_indices.diff().long()
 
     @torch.no_grad()
     def to_dense(self) -> nn.Linear:
@@ -332,102 +265,6 @@ class SparseLinear(nn.Module):
         self.weight.copy_(values)
         if self.bias is not None:
             self.bias.zero_()
-
-    @torch.no_grad()
-    def _write_pattern(self, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> None:
-        """Take another pattern of as many connections, in place; the caller moves the values.
-
-        Raises:
-            ValueError: not a pattern of this layer's shape and nnz; the layer is then as it was.
-        """
-        self._check_pattern(ccol_indices, row_indices)
-        self._write(Pattern(ccol_indices, row_indices, *transposed(ccol_indices, row_indices, self.out_features)))
-
-    def _write(self, pattern: Pattern) -> None:
-        for buffer, tensor in zip(self.pattern, pattern, strict=True):
-            buffer.copy_(tensor)
-
-    def _check_pattern(self, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> None:
-        for name, tensor in (("ccol_indices", ccol_indices), ("row_indices", row_indices)):
-            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int32 or tensor.dim() != 1:
-                kind = (
-                    (tensor.dtype, tuple(tensor.shape)) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-                )
-                raise ValueError(f"{name} must be an int32 tensor of one dimension, got {kind}")
-        if len(row_indices) != self.nnz:
-            raise ValueError(
-                f"row_indices must have {self.nnz} entries, as many as the layer has connections, got"
-                f" {len(row_indices)}; build the layer with nnz={len(row_indices)}"
-            )
-        check_view(ccol_indices, row_indices, self.in_features, self.out_features, ("ccol_indices", "row_indices"))
-
-    def _apply(self, fn: Callable, recurse: bool = True) -> SparseLinear:
-        was_meta = self.row_indices.is_meta
-        super()._apply(keeps_values(fn), recurse)
-        if was_meta and not self.row_indices.is_meta:
-            # Memory of unknown content must not be taken for indices: the first positions, until others are written.
-            keys = torch.arange(self.nnz, device="cpu")
-            self._write(Pattern._from_keys(keys, self.out_features, self.in_features))
-        return self
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        assign = local_metadata.get("assign_to_params_buffers", False)
-        problem = self._problem_of(state_dict, prefix, strict, assign)
-        if problem is not None:
-            error_msgs.append(f"{prefix[:-1] or 'SparseLinear'}: {problem}; the layer was left as it was.")
-            own = dict(self.named_parameters()) | dict(self.named_buffers())
-            for name in own:  # the norm is loaded after this: let it find what it has
-                if name.startswith("norm.") and prefix + name in state_dict:
-                    state_dict[prefix + name] = own[name]
-            return
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if prefix + "row_indices" in state_dict and not self.row_indices.is_meta:
-            derived = transposed(self.ccol_indices, self.row_indices, self.out_features)
-            for name, tensor in zip(_PATTERN[2:], derived, strict=True):
-                if assign:
-                    setattr(self, name, tensor)
-                else:
-                    getattr(self, name).copy_(tensor)
-
-    def _problem_of(self, state_dict: dict[str, Any], prefix: str, strict: bool, assign: bool) -> str | None:
-        """What keeps a state_dict from being loaded, found before anything has changed."""
-        own = {name: tensor for name, tensor in self.named_parameters()}
-        own |= {name: getattr(self, name) for name in _PATTERN[:2]}
-        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
-        missing = [name for name in own if name not in given]
-        # Values belong to the pattern that they were saved with.
-        patterned = any(name in given for name in _PATTERN[:2])
-        if missing and (strict or (patterned and {"weight", *_PATTERN[:2]} & set(missing))):
-            return f"the state_dict must hold {', '.join(prefix + name for name in own)}, got none of {missing}"
-        for name, tensor in given.items():
-            if not isinstance(tensor, torch.Tensor):
-                return f"{name} must be a tensor, got {type(tensor).__name__}"
-            if tensor.shape != own[name].shape:
-                hint = f"; build the layer with nnz={tensor.numel()}" if name in ("weight", "row_indices") else ""
-                return f"{name} must have shape {tuple(own[name].shape)}, got {tuple(tensor.shape)}{hint}"
-            if (
-                name not in _PATTERN
-                and tensor.dtype not in (torch.float32, torch.float64)
-                and (assign or not tensor.is_floating_point())
-            ):
-                return f"{name} must be of dtype float32 or float64, got {tensor.dtype}"
-        if patterned:
-            try:
-                self._check_pattern(given["ccol_indices"], given["row_indices"])
-            except (ValueError, TypeError) as error:
-                return str(error)
-        return None
 
     def extra_repr(self) -> str:
         return (

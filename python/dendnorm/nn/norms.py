@@ -149,6 +149,10 @@ class Norm(nn.Module):
         shape = (out_features,) if self.variable else ()
         self.excitability = nn.Parameter(torch.full(shape, self.start, dtype=dtype, device=device))
 
+    def forward(self) -> torch.Tensor | None:
+        """The excitability."""
+        return self.excitability
+
     def reset_parameters(self) -> None:
         """Put the excitability, if there is one, back to where it started."""
         if self.excitability is not None:

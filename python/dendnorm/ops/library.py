@@ -33,6 +33,9 @@ __all__ = [
     "weakest",
 ]
 
+# The code of a status, as csrc/core/status.h has it, where nothing is wrong.
+CLEAR = 2**63 - 1
+
 # The overload itself: resolving the packet anew costs more than a microsecond on every call.
 sparse_linear = torch.ops.dendnorm.sparse_linear.default
 sparse_linear_backward = torch.ops.dendnorm.sparse_linear_backward.default

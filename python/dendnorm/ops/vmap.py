@@ -13,7 +13,14 @@ from typing import Any
 
 import torch
 
-from .library import effective_weight, effective_weight_backward, sampled_product, sparse_linear, sparse_linear_backward
+from .library import (
+    effective_weight,
+    effective_weight_backward,
+    sampled_product,
+    sparse_linear,
+    sparse_linear_backward,
+    transpose_pattern,
+)
 
 __all__ = ["joins"]
 
@@ -202,3 +209,8 @@ def _sampled_product(info: Any, in_dims: Dims, *args: Any) -> tuple[torch.Tensor
         return _one_by_one(sampled_product, size, in_dims, args)
     rows, columns = (blocks.activations(args[i], in_dims[i]) for i in (0, 1))
     return sampled_product(rows, columns, *blocks.pattern).reshape(size, blocks.connections), 0
+
+
+@torch.library.register_vmap("dendnorm::transpose_pattern")
+def _transpose_pattern(info: Any, in_dims: Dims, *args: Any) -> tuple[tuple, tuple]:
+    return _one_by_one(transpose_pattern, info.batch_size, in_dims, args)

@@ -1,0 +1,66 @@
+// Values that stand for given weights, on the CPU: see core/scale.h.
+#include "core/scale.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <string_view>
+#include <tuple>
+
+#include "ops/checks.h"
+
+namespace dendnorm::ops {
+namespace {
+
+using at::Tensor;
+
+std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row_indices, std::int64_t rows, double a,
+                                      double b, double p, bool variable, const OptionalTensor& excitability,
+                                      double start, std::string_view name) {
+  const char* op = "raw_values";
+  const Norm norm = checked_norm(op, a, b, p);
+  TORCH_CHECK(effective.scalar_type() == at::kDouble && effective.dim() == 1 && effective.is_contiguous(), op,
+              ": effective must be a contiguous float64 tensor of shape (nnz,), got ", effective.scalar_type(), " ",
+              effective.sizes());
+  TORCH_CHECK(row_indices.scalar_type() == at::kInt && row_indices.sizes() == effective.sizes() &&
+                  row_indices.is_contiguous(),
+              op, ": row_indices must be a contiguous int32 tensor of effective's shape, got ",
+              row_indices.scalar_type(), " ", row_indices.sizes());
+  TORCH_CHECK(rows >= 1, op, ": rows must be at least 1, got ", rows);
+  const std::int64_t nnz = effective.numel();
+  const auto* row = row_indices.const_data_ptr<std::int32_t>();
+  for (std::int64_t k = 0; k < nnz; ++k) {
+    TORCH_CHECK(row[k] >= 0 && row[k] < rows, op, ": row_indices must be in [0, ", rows, "), got ", row[k]);
+  }
+  const bool is_given = given(excitability);
+  if (is_given) {
+    TORCH_CHECK(excitability->scalar_type() == at::kDouble && excitability->is_contiguous() &&
+                    (excitability->numel() == 1 || excitability->numel() == rows),
+                op, ": excitability must be a contiguous float64 tensor of 1 or ", rows, " entries, got ",
+                excitability->scalar_type(), " ", excitability->sizes());
+  }
+  Tensor values = at::empty_like(effective);
+  Tensor e = is_given    ? at::empty_like(*excitability)
+             : variable  ? at::empty({rows}, effective.options())
+                         : at::empty({}, effective.options());
+  const RawOutcome outcome = dendnorm::raw_values(
+      norm, variable, rows, nnz, row, effective.const_data_ptr<double>(),
+      is_given ? excitability->const_data_ptr<double>() : nullptr, is_given ? excitability->numel() : 0, start,
+      values.mutable_data_ptr<double>(), e.mutable_data_ptr<double>());
+  TORCH_CHECK_VALUE(outcome.fault != RawFault::kZero,
+                    "excitability of norm must not be 0 to represent the given weights, got 0");
+  TORCH_CHECK_VALUE(outcome.fault != RawFault::kLength, "norm '", name,
+                    "' must have n_i^a ||w_i||_p = |e| in every row to represent the given weights, got ",
+                    outcome.needed, " in row ", outcome.row, " where e is ", outcome.e,
+                    "; one excitability for each neuron (\"lp-variable:P\", \"weight_norm\", \"joint\") can");
+  return {values, e};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(dendnorm, CPU, m) { m.impl("raw_values", raw_values); }
+
+}  // namespace dendnorm::ops
