@@ -8,7 +8,7 @@ enum class Capability { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
 // Chosen once. DENDNORM_CPU_CAPABILITY, or else ATEN_CPU_CAPABILITY, set to default, avx2 or avx512 lowers it.
 Capability chosen_capability();
 
-// "default", "avx2" or "avx512".
-const char* capability();
+// "default", "avx2" or "avx512". Visible, for the Python module tells it.
+__attribute__((visibility("default"))) const char* capability();
 
 }  // namespace dendnorm::cpu

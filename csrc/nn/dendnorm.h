@@ -25,7 +25,13 @@
 #include <variant>
 #include <vector>
 
+// What a program may use of the library, which hides all else. Also for the program's compiler: a class must be the
+// same on both sides, or its exceptions and casts are not.
+#define DENDNORM_API __attribute__((visibility("default")))
+
 namespace dendnorm {
+
+class SET;
 
 // Output and input neuron of connections: two int64 tensors of the same length.
 struct Edges {
@@ -37,9 +43,11 @@ namespace nn {
 class SparseLinear;
 class SparseLinearImpl;
 
+using StateDict = torch::OrderedDict<std::string, torch::Tensor>;
+
 // ---- Normalisations: one family, w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i ----
 
-struct NormOptions {
+struct DENDNORM_API NormOptions {
   NormOptions(double a, double b, double p = 2);
 
   // Exponents, any finite numbers; the order of the norm, finite and at least 1, plays no part where b = 0.
@@ -57,7 +65,7 @@ struct NormOptions {
 // One member of the family, and the module that holds its e. Layers that are given the same object share e, whose
 // gradient is then summed over them. The first of them registers the norm as its submodule "norm", so that e is listed
 // once in the parameters of a model that holds them all: keep that layer in the model.
-class NormImpl : public torch::nn::Cloneable<NormImpl> {
+class DENDNORM_API NormImpl : public torch::nn::Cloneable<NormImpl> {
  public:
   explicit NormImpl(NormOptions options);
 
@@ -98,18 +106,23 @@ TORCH_MODULE(Norm);
 
 namespace norms {
 
-Norm none();                                                                              // w = v, the paper's control
-Norm l0(bool variable = false, std::optional<double> s = {}, double gain = 1);            // dendritic: Eq 1 and 2
-Norm lp(double p, bool variable = false, std::optional<double> s = {}, double gain = 1);  // Eq 5, with variable Eq 6
-Norm weight_norm(std::optional<double> s = {}, double gain = 1);                          // heterosynaptic
-Norm joint(std::optional<double> s = {}, double gain = 1);                                // Eq 3 and 4
+// w = v, the paper's control.
+DENDNORM_API Norm none();
+// Dendritic: Eq 1 and 2.
+DENDNORM_API Norm l0(bool variable = false, std::optional<double> s = {}, double gain = 1);
+// Eq 5, with variable Eq 6.
+DENDNORM_API Norm lp(double p, bool variable = false, std::optional<double> s = {}, double gain = 1);
+// Heterosynaptic.
+DENDNORM_API Norm weight_norm(std::optional<double> s = {}, double gain = 1);
+// Eq 3 and 4.
+DENDNORM_API Norm joint(std::optional<double> s = {}, double gain = 1);
 // From "none", "l0", "l0-variable", "lp:P", "lp-variable:P", "weight_norm" or "joint".
-Norm resolve(const std::string& name);
+DENDNORM_API Norm resolve(const std::string& name);
 
 }  // namespace norms
 
 // What a layer's norm is given as: a string makes each layer its own, an object is shared.
-class NormChoice {
+class DENDNORM_API NormChoice {
  public:
   NormChoice(std::nullptr_t);  // none
   NormChoice(const char* name);
@@ -123,7 +136,7 @@ class NormChoice {
 
 // ---- The layer ----
 
-struct SparseLinearOptions {
+struct DENDNORM_API SparseLinearOptions {
   SparseLinearOptions(int64_t in_features, int64_t out_features);
 
   TORCH_ARG(int64_t, in_features);
@@ -144,7 +157,7 @@ struct SparseLinearOptions {
 // Cuntz, "Dendritic normalisation improves learning in sparsely connected artificial neural networks", Eq 1 to 6).
 // Used like torch::nn::Linear. A fresh layer draws its connections uniformly without replacement and its values from
 // N(0, 1); its bias is 0. Shape, storage and identity of every tensor stay the same through rewiring and loading.
-class SparseLinearImpl : public torch::nn::Cloneable<SparseLinearImpl> {
+class DENDNORM_API SparseLinearImpl : public torch::nn::Cloneable<SparseLinearImpl> {
  public:
   SparseLinearImpl(int64_t in_features, int64_t out_features, double density);
   explicit SparseLinearImpl(SparseLinearOptions options);
@@ -188,17 +201,20 @@ class SparseLinearImpl : public torch::nn::Cloneable<SparseLinearImpl> {
   void load(torch::serialize::InputArchive& archive) override;
   void pretty_print(std::ostream& stream) const override;
 
-  // For rewiring and loading. Throws, without a change, where the two are no pattern of this layer's shape and nnz.
+  // Throws, without a change, where the two are no pattern of this layer's shape and nnz.
   void check_pattern(const torch::Tensor& ccol_indices, const torch::Tensor& row_indices) const;
+
+ private:
+  friend class SparseLinear;
+  friend class dendnorm::SET;
+  friend DENDNORM_API void load_state_dict(torch::nn::Module& module, const StateDict& state, bool strict);
+  struct Unwritten {};
+
   // Takes a checked pattern in place; the caller moves the values.
   void write_pattern(const torch::Tensor& ccol_indices, const torch::Tensor& row_indices);
   // The same with what follows from it.
   void write_views(const torch::Tensor& ccol_indices, const torch::Tensor& row_indices,
                    const torch::Tensor& crow_indices, const torch::Tensor& col_indices, const torch::Tensor& perm);
-
- private:
-  friend class SparseLinear;
-  struct Unwritten {};
 
   SparseLinearImpl(SparseLinearOptions options, Unwritten);
   static std::shared_ptr<SparseLinearImpl> of_weights(const SparseLinearOptions& options, const torch::Tensor& ccol,
@@ -210,7 +226,7 @@ class SparseLinearImpl : public torch::nn::Cloneable<SparseLinearImpl> {
   void move(const std::optional<torch::Device>& device, const std::optional<torch::Dtype>& dtype, bool non_blocking);
 };
 
-class SparseLinear : public torch::nn::ModuleHolder<SparseLinearImpl> {
+class DENDNORM_API SparseLinear : public torch::nn::ModuleHolder<SparseLinearImpl> {
  public:
   using Impl = SparseLinearImpl;
   using torch::nn::ModuleHolder<SparseLinearImpl>::ModuleHolder;
@@ -229,16 +245,15 @@ class SparseLinear : public torch::nn::ModuleHolder<SparseLinearImpl> {
 
 // ---- State dicts: the names and tensors of Python's, for any module ----
 
-using StateDict = torch::OrderedDict<std::string, torch::Tensor>;
-
 // The tensors themselves, not copies, under the names that Python gives them; a shared excitability under each.
-StateDict state_dict(const torch::nn::Module& module);
+DENDNORM_API StateDict state_dict(const torch::nn::Module& module);
 // Copies into the module's tensors, all or nothing. Strict: no name may be missing or left over.
-void load_state_dict(torch::nn::Module& module, const StateDict& state, bool strict = true);
-// A safetensors file, which Python reads with safetensors.torch.load_file. Written to a temporary name and renamed.
-void save_state_dict(const torch::nn::Module& module, const std::string& path);
+DENDNORM_API void load_state_dict(torch::nn::Module& module, const StateDict& state, bool strict = true);
+// A safetensors file, which Python reads with safetensors.torch.load_file: the whole new one or, where it throws, what
+// was there before. A new file gets the mode of the process's umask, another keeps its own.
+DENDNORM_API void save_state_dict(const torch::nn::Module& module, const std::string& path);
 // Reads a safetensors file, or one that Python wrote with torch.save(dict(model.state_dict()), path).
-StateDict read_state_dict(const std::string& path);
+DENDNORM_API StateDict read_state_dict(const std::string& path);
 
 }  // namespace nn
 
@@ -257,7 +272,7 @@ struct RewireReport {
   std::vector<LayerReport> layers;
 };
 
-std::ostream& operator<<(std::ostream& stream, const RewireReport& report);
+DENDNORM_API std::ostream& operator<<(std::ostream& stream, const RewireReport& report);
 
 struct SETOptions {
   TORCH_ARG(double, zeta) = 0.15;  // share of the connections that is replaced, in [0, 1]
@@ -271,7 +286,7 @@ struct SETOptions {
 //
 // Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
 // inspired by network science", Nature Communications 9, 2018; the criterion as in Bird and Cuntz.
-class SET {
+class DENDNORM_API SET {
  public:
   // The optimizer must hold the weight of every sparse layer that needs a gradient, and live as long as this object.
   SET(std::shared_ptr<torch::nn::Module> model, torch::optim::Optimizer& optimizer, SETOptions options = {});
@@ -298,7 +313,7 @@ class SET {
   // Keys col * out_features + row of k empty positions of the pattern that is left, ascending: int64 (k,).
   virtual torch::Tensor grow(nn::SparseLinearImpl& layer, const torch::Tensor& ccol_indices,
                              const torch::Tensor& row_indices, int64_t k, int64_t step, int64_t index);
-  // Values of k new connections, in the order of the keys: (k,), of weight's dtype.
+  // Values of k new connections, in the order of the keys: finite, (k,), of weight's dtype, best on `device`.
   virtual torch::Tensor draw(nn::SparseLinearImpl& layer, int64_t k, int64_t step, int64_t index, torch::Device device);
   // The tensors in an optimizer's state for one parameter; those of the weight's shape are moved. Override it for an
   // optimizer of your own.

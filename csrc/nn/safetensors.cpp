@@ -2,17 +2,16 @@
 
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <array>
 #include <bit>
-#include <cerrno>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <sstream>
 #include <string_view>
+
+#include "nn/replace_file.h"
 
 namespace dendnorm::nn {
 namespace {
@@ -198,17 +197,6 @@ Tensor read_tensor(HeaderReader& reader, std::string_view data) {
   return tensor;
 }
 
-void write_all(int file, const void* data, std::size_t size, const std::string& path) {
-  const char* next = static_cast<const char*>(data);
-  while (size > 0) {
-    const ssize_t written = ::write(file, next, size);
-    TORCH_CHECK(written >= 0 || errno == EINTR, "path must be writable, got ", path, ": ", std::strerror(errno));
-    if (written < 0) continue;
-    next += written;
-    size -= static_cast<std::size_t>(written);
-  }
-}
-
 }  // namespace
 
 void write_safetensors(const StateDict& tensors, const std::string& path) {
@@ -236,26 +224,12 @@ void write_safetensors(const StateDict& tensors, const std::string& path) {
   text.resize((text.size() + 7) / 8 * 8, ' ');  // so that the data is aligned
   const std::uint64_t length = text.size();
 
-  std::string temporary = path + ".XXXXXX";
-  const int file = ::mkstemp(temporary.data());
-  TORCH_CHECK_VALUE(file >= 0, "path must be in a writable folder, got ", path, ": ", std::strerror(errno));
-  try {
-    write_all(file, &length, sizeof length, path);
-    write_all(file, text.data(), text.size(), path);
-    for (const Tensor& tensor : plain) write_all(file, tensor.const_data_ptr(), tensor.nbytes(), path);
-    TORCH_CHECK(::fsync(file) == 0 && ::fchmod(file, 0644) == 0, "path must be writable, got ", path, ": ",
-                std::strerror(errno));
-  } catch (...) {
-    ::close(file);
-    ::unlink(temporary.c_str());
-    throw;
+  std::vector<std::string_view> parts{{reinterpret_cast<const char*>(&length), sizeof length}, text};
+  for (const Tensor& tensor : plain) {
+    // Without entries there may be no memory.
+    if (tensor.nbytes() > 0) parts.emplace_back(static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes());
   }
-  ::close(file);
-  if (std::rename(temporary.c_str(), path.c_str()) != 0) {
-    const int reason = errno;
-    ::unlink(temporary.c_str());
-    TORCH_CHECK(false, "path must be writable, got ", path, ": ", std::strerror(reason));
-  }
+  replace_file(path, parts);
 }
 
 StateDict parse_safetensors(const std::vector<char>& bytes, const std::string& path) {

@@ -9,7 +9,7 @@
 
 namespace dendnorm::nn {
 
-// Written to a temporary file beside `path`, synced and renamed: `path` holds the old file or the whole new one.
+// `path` holds the old file or the whole new one: see replace_file.
 void write_safetensors(const StateDict& tensors, const std::string& path);
 
 // Throws c10::ValueError for anything that is not a sound file of this format; `path` is only for the message.

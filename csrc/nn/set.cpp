@@ -42,6 +42,21 @@ void find_layers(torch::nn::Module& module, const std::string& name,
   }
 }
 
+// What a variant draws, on `device`, before anything relies on it.
+Tensor checked_values(const Tensor& values, int64_t k, torch::Dtype dtype, at::Device device) {
+  TORCH_CHECK_VALUE(values.defined(), "values of new connections must be a tensor of shape (", k, ",), got none");
+  TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == k, "values of new connections must have shape (", k,
+                    ",), got ", values.sizes());
+  TORCH_CHECK_VALUE(values.scalar_type() == dtype, "values of new connections must have dtype ", dtype, ", got ",
+                    values.scalar_type());
+  TORCH_CHECK_VALUE(values.layout() == at::kStrided && !values.is_meta(),
+                    "values of new connections must be in dense memory, got layout ", values.layout(), " on ",
+                    values.device());
+  TORCH_CHECK_VALUE(at::isfinite(values).all().item<bool>(),
+                    "values of new connections must be finite, got nan or infinite values");
+  return values.to(device);
+}
+
 template <class State, class... Getters>
 bool collect(torch::optim::OptimizerParamState& state, std::vector<Tensor>& found, Getters... getters) {
   const auto* mine = dynamic_cast<const State*>(&state);
@@ -221,13 +236,14 @@ SET::Plan SET::plan(const Layers& sharing, int64_t step, int64_t index) {
     TORCH_CHECK_VALUE(false, "layer '", sharing.name, "': ", error.what_without_backtrace());
   }
   const Tensor keys = grow(layer, left, row_left, k, step, index);
+  const Tensor values = draw(layer, k, step, index, home);
   try {
     std::tie(made.ccol_indices, made.row_indices, made.source) =
         ops::call_replace_connections(ccol, row, rows, dropped, keys);
+    made.values = checked_values(values, k, layer.weight.scalar_type(), home);
   } catch (const c10::Error& error) {
     TORCH_CHECK_VALUE(false, "layer '", sharing.name, "': ", error.what_without_backtrace());
   }
-  made.values = draw(layer, k, step, index, home);
   std::tie(made.crow_indices, made.col_indices, made.perm) = nn::transposed(made.ccol_indices, made.row_indices, rows);
   const Tensor gone_row = row.index_select(0, removed).to(at::kLong);
   const Tensor gone_col = at::searchsorted(ccol, removed, false, true) - 1;

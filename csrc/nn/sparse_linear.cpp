@@ -66,6 +66,15 @@ SparseLinearOptions checked(SparseLinearOptions options) {
   return options.dtype(checked_dtype(options.dtype()));
 }
 
+ops::Pattern pattern_of(const SparseLinearImpl& layer) {
+  return {layer.ccol_indices, layer.row_indices, layer.crow_indices, layer.col_indices, layer.perm};
+}
+
+dendnorm::Norm norm_of(const SparseLinearImpl& layer) {
+  const NormOptions& options = layer.norm->options;
+  return {options.a(), options.b(), options.p()};
+}
+
 // torch::nn::Linear draws its first weights, which nobody sees here.
 torch::nn::Linear undrawn_linear(const torch::nn::LinearOptions& options) {
   auto generator = at::detail::getDefaultCPUGenerator();
@@ -162,15 +171,11 @@ std::shared_ptr<torch::nn::Module> SparseLinearImpl::clone(const std::optional<t
 }
 
 Tensor SparseLinearImpl::forward(const Tensor& input) {
-  return ops::call_sparse_linear(input, weight, bias, norm->excitability,
-                                 {ccol_indices, row_indices, crow_indices, col_indices, perm},
-                                 {norm->options.a(), norm->options.b(), norm->options.p()});
+  return ops::call_sparse_linear(input, weight, bias, norm->excitability, pattern_of(*this), norm_of(*this));
 }
 
 Tensor SparseLinearImpl::effective_weight() const {
-  return ops::call_effective_weight(weight, norm->excitability,
-                                    {ccol_indices, row_indices, crow_indices, col_indices, perm},
-                                    {norm->options.a(), norm->options.b(), norm->options.p()});
+  return ops::call_effective_weight(weight, norm->excitability, pattern_of(*this), norm_of(*this));
 }
 
 Edges SparseLinearImpl::edges() const { return edges_of(ccol_indices, row_indices); }

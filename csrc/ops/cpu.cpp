@@ -2,17 +2,14 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <memory>
 #include <new>
 #include <numeric>
 #include <optional>
-#include <tuple>
 #include <type_traits>
 #include <vector>
 
@@ -120,7 +117,7 @@ struct RowFactors {
   cpu::Factors<T> factors;
 
   explicit RowFactors(const cpu::Layer<T>& layer) {
-    if (layer.norm.a == 0 && layer.norm.b == 0 && layer.excitability.data == nullptr) return;
+    if (!scales(layer)) return;
     memory = at::empty({2, layer.rows}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
     T* first = memory.mutable_data_ptr<T>();
     const bool wide = cpu::row_factors(layer, first, first + layer.rows);
@@ -222,16 +219,9 @@ struct Backend {
   }
 
   template <class T>
-  static Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                            const Tensor& excitability, const Pattern& pattern, const Norm& norm,
-                            std::array<bool, 4> mask) {
-    Gradients gradients;
-    const bool wants_e = mask[3] && excitability.defined(), wants_values = mask[1] || wants_e;
-    if (wants_e) gradients.excitability = at::empty(excitability.sizes(), excitability.options());
+  static void backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& excitability,
+                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients) {
     const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
-    // One factor per row finishes a gradient inside the pass over the columns; a row sum needs another pass over rows.
-    const bool rows_pass = wants_values && (norm.b != 0 || (wants_e && layer.excitability.per_row));
-
     const Matrix dy(grad_output), x(input);
     Matrix dx;
     cpu::Columns<T> c{};
@@ -241,27 +231,24 @@ struct Backend {
     c.connections = weight.size(0);
     c.dy = dy.activations;
     c.x = x.activations;
-    if (mask[0]) {
-      gradients.input = empty_activations(input, input.sym_size(-1));
+    if (wanted.input) {
       prefer_large_pages(gradients.input);
       dx = Matrix(gradients.input);
       c.dx = dx.activations;
     }
     c.columns = columns_of(pattern);
     c.values = layer.values;
-    Tensor gradient;
-    if (wants_values) {
-      gradient = at::empty_like(weight);
+    const Tensor gradient = values_gradient(wanted, gradients, weight);
+    if (wanted.values()) {
       prefer_large_pages(gradient);
       c.gradient = gradient.mutable_data_ptr<T>();
     }
-    c.finish = mask[1] && !rows_pass;
-    const bool wants_dots = wants_e && !rows_pass, scales = norm.a != 0 || norm.b != 0 || excitability.defined();
-    const bool applies = scales && !rows_pass && (mask[0] || wants_values);
+    c.finish = wanted.finish();
+    const bool applies = scales(layer) && !wanted.rows_pass() && (wanted.input || wanted.values());
     const RowScale<T> row_scale = applies ? RowScale<T>(layer) : RowScale<T>();
     std::optional<RowFactors<T>> factors;
     std::vector<double> dot_weights, dots;
-    if (wants_dots) {
+    if (wanted.dots()) {
       dots.resize(c.inputs);
       c.dots = dots.data();
     }
@@ -269,31 +256,24 @@ struct Backend {
       c.row_scale = row_scale.data.get();
       c.scale = row_scale.scale;
     } else {
-      if (mask[0] || c.finish) {
+      if (wanted.factors()) {
         factors.emplace(layer);
         c.factors = factors->factors;
       }
-      if (wants_dots) {
+      if (wanted.dots()) {
         dot_weights.resize(c.outputs);
         for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = inverse_d(layer, i);
         c.dot_weights = dot_weights.data();
       }
     }
-    if (mask[2]) {
-      gradients.bias = at::empty({c.outputs}, weight.options());
-      c.bias_gradient = gradients.bias.mutable_data_ptr<T>();
-    }
+    if (wanted.bias) c.bias_gradient = gradients.bias.mutable_data_ptr<T>();
     run_columns(c);
 
-    if (rows_pass) {
-      std::vector<double> parts(wants_e ? layer.rows : 0);
-      cpu::norm_gradient(layer, c.gradient, mask[1] ? c.gradient : nullptr, wants_e ? parts.data() : nullptr);
-      if (wants_e) excitability_gradient<T>(parts, gradients.excitability);
-    } else if (wants_e) {
+    if (wanted.rows_pass()) {
+      norm_gradient(layer, c.gradient, gradients.weight, gradients.excitability);
+    } else if (wanted.dots()) {
       excitability_gradient<T>(dots, gradients.excitability);
     }
-    if (mask[1]) gradients.weight = gradient;
-    return gradients;
   }
 
   template <class T>
@@ -305,11 +285,7 @@ struct Backend {
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
-    std::vector<double> parts(de.defined() ? layer.rows : 0);
-    cpu::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                       de.defined() ? parts.data() : nullptr);
-    if (de.defined()) excitability_gradient<T>(parts, de);
+    norm_gradient(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
   }
 
   template <class T>
@@ -325,6 +301,15 @@ struct Backend {
     c.columns = columns_of(pattern);
     c.gradient = result.mutable_data_ptr<T>();
     run_columns(c);
+  }
+
+ private:
+  template <class T>
+  static void norm_gradient(const cpu::Layer<T>& layer, const T* grad, const Tensor& dv, const Tensor& de) {
+    std::vector<double> parts(de.defined() ? layer.rows : 0);
+    cpu::norm_gradient(layer, grad, dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
+                       de.defined() ? parts.data() : nullptr);
+    if (de.defined()) excitability_gradient<T>(parts, de);
   }
 };
 

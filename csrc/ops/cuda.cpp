@@ -2,13 +2,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -59,6 +57,10 @@ cuda::Layer<T> sized_layer(const Tensor& weight, const Tensor& excitability, con
   return layer;
 }
 
+Tensor double_memory(std::int64_t count, const Tensor& like) {
+  return at::empty({count}, like.options().dtype(at::kDouble));
+}
+
 // The factors of all rows, or 1 / D of all rows, and the memory that holds them. Where b = 0 a pass works them out
 // itself (`counted`), unless they are needed before it.
 template <class T>
@@ -71,12 +73,12 @@ struct RowFactors {
   RowFactors(const cuda::Layer<T>& layer, const Tensor& like, bool wants_factors, bool wants_inverse, bool at_once) {
     counted.excitability = layer.excitability;
     counted.a = layer.norm.a;
-    if (wants_factors && !(layer.norm.a == 0 && layer.norm.b == 0 && layer.excitability.data == nullptr)) {
+    if (wants_factors && scales(layer)) {
       factor_memory = device_memory(layer.rows * sizeof(cuda::Factor<T>), like);
       counted.factors = reinterpret_cast<cuda::Factor<T>*>(bytes_of(factor_memory));
     }
     if (wants_inverse) {
-      inverse_memory = at::empty({layer.rows}, like.options().dtype(at::kDouble));
+      inverse_memory = double_memory(layer.rows, like);
       counted.inverse_d = inverse_memory.mutable_data_ptr<double>();
     }
     factors = counted.factors;
@@ -161,17 +163,11 @@ struct Backend {
   }
 
   template <class T>
-  static Gradients backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                            const Tensor& excitability, const Pattern& pattern, const Norm& norm,
-                            std::array<bool, 4> mask) {
-    Gradients gradients;
-    const bool wants_e = mask[3] && excitability.defined(), wants_values = mask[1] || wants_e;
+  static void backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& excitability,
+                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients) {
     const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
-    // One factor per row finishes a gradient inside the pass over the columns; a row sum needs another pass over rows.
-    const bool rows_pass = wants_values && (norm.b != 0 || (wants_e && layer.excitability.per_row));
-    const bool dots = wants_e && !rows_pass;
-    const bool dense = mask[0] && prefers_dense(layer, weight, input, input.size(-1));
-    const RowFactors<T> factors(layer, weight, mask[0] || (mask[1] && !rows_pass), dots, dense);
+    const bool dense = wanted.input && prefers_dense(layer, weight, input, input.size(-1));
+    const RowFactors<T> factors(layer, weight, wanted.factors(), wanted.dots(), dense);
 
     const Matrix dy(grad_output), x(input);
     Matrix dx;
@@ -187,8 +183,7 @@ struct Backend {
     c.values = layer.values;
     c.factors = factors.factors;
     c.counted = factors.counted;
-    if (mask[0]) {
-      gradients.input = empty_activations(input, input.sym_size(-1));
+    if (wanted.input) {
       dx = Matrix(gradients.input);
       if (dense) {
         at::mm_out(dx.tensor, dy.tensor, dense_weight(layer, weight, c.inputs, factors.factors));
@@ -196,33 +191,23 @@ struct Backend {
         c.dx = dx.activations;
       }
     }
-    Tensor gradient, parts;
-    if (wants_values) {
-      gradient = at::empty_like(weight);
-      c.gradient = gradient.mutable_data_ptr<T>();
-    }
-    c.finish = mask[1] && !rows_pass;
-    if (wants_e) {
-      gradients.excitability = at::empty(excitability.sizes(), excitability.options());
-      parts = at::empty({rows_pass ? layer.rows : cuda::dot_parts(c.connections)}, weight.options().dtype(at::kDouble));
-    }
-    if (dots) {
+    const Tensor gradient = values_gradient(wanted, gradients, weight);
+    if (wanted.values()) c.gradient = gradient.mutable_data_ptr<T>();
+    c.finish = wanted.finish();
+    Tensor dots;
+    if (wanted.dots()) {
+      dots = double_memory(cuda::dot_parts(c.connections), weight);
       c.dot_weights = factors.inverse_d;
-      c.dots = parts.mutable_data_ptr<double>();
+      c.dots = dots.mutable_data_ptr<double>();
     }
-    if (mask[2]) {
-      gradients.bias = at::empty({c.outputs}, weight.options());
-      c.bias_gradient = gradients.bias.mutable_data_ptr<T>();
-    }
+    if (wanted.bias) c.bias_gradient = gradients.bias.mutable_data_ptr<T>();
     run_columns(c, weight);
 
-    if (rows_pass) {
-      check_launch(cuda::norm_gradient(layer, c.gradient, mask[1] ? c.gradient : nullptr,
-                                       wants_e ? parts.mutable_data_ptr<double>() : nullptr, current_stream()));
+    if (wanted.rows_pass()) {
+      norm_gradient(layer, gradient, gradients.weight, gradients.excitability);
+    } else if (wanted.dots()) {
+      reduce_parts<T>(dots, gradients.excitability);
     }
-    if (wants_e) reduce_parts<T>(parts, gradients.excitability);
-    if (mask[1]) gradients.weight = gradient;
-    return gradients;
   }
 
   template <class T>
@@ -235,12 +220,7 @@ struct Backend {
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
-    Tensor parts;
-    if (de.defined()) parts = at::empty({layer.rows}, weight.options().dtype(at::kDouble));
-    check_launch(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                                     de.defined() ? parts.mutable_data_ptr<double>() : nullptr, current_stream()));
-    if (de.defined()) reduce_parts<T>(parts, de);
+    norm_gradient(sized_layer<T>(weight, excitability, pattern, norm), grad, dv, de);
   }
 
   template <class T>
@@ -260,6 +240,15 @@ struct Backend {
   }
 
  private:
+  template <class T>
+  static void norm_gradient(const cuda::Layer<T>& layer, const Tensor& grad, const Tensor& dv, const Tensor& de) {
+    Tensor parts;
+    if (de.defined()) parts = double_memory(layer.rows, grad);
+    check_launch(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
+                                     de.defined() ? parts.mutable_data_ptr<double>() : nullptr, current_stream()));
+    if (de.defined()) reduce_parts<T>(parts, de);
+  }
+
   // Parts of dC/de, of rows or of a sum, to e's own shape.
   template <class T>
   static void reduce_parts(const Tensor& parts, const Tensor& gradient) {

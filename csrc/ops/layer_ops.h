@@ -4,24 +4,25 @@
 //   Layer<T>                           its kernels' structure
 //   Guard(tensor)                      in force while kernels are launched for a tensor
 //   forward<T>(input, weight, bias, excitability, pattern, norm, output)
-//   backward<T>(grad_output, input, weight, excitability, pattern, norm, mask) -> Gradients
+//   backward<T>(grad_output, input, weight, excitability, pattern, norm, wanted, gradients)
 //   effective_weight<T>(weight, excitability, pattern, norm, result)
-//   norm_gradient<T>(grad, weight, excitability, pattern, norm, dv, de)   dv or de undefined: not wanted
+//   norm_gradient<T>(grad, weight, excitability, pattern, norm, dv, de)
 //   sampled_product<T>(rows, columns, pattern, result)
 //
-// with checked, contiguous values, and undefined tensors for what is absent.
+// with checked, contiguous values, the results to be filled, and undefined tensors for what is absent or not wanted.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <array>
 #include <cstdint>
-#include <tuple>
 
 #include "core/layer.h"
-#include "ops/checks.h"
+#include "core/wanted.h"
+#include "ops/layer.h"
+#include "ops/schema.h"
 
 namespace dendnorm::ops {
 
@@ -84,17 +85,30 @@ Layer layer_of(const at::Tensor& weight, const at::Tensor& excitability, const P
   return layer;
 }
 
-// Of input, weight, bias and excitability; undefined where not wanted.
-struct Gradients {
-  at::Tensor input, weight, bias, excitability;
-};
+// Whether the layer scales its values: otherwise every factor is 1.
+template <class Layer>
+bool scales(const Layer& layer) {
+  return layer.norm.a != 0 || layer.norm.b != 0 || layer.excitability.data != nullptr;
+}
+
+inline Wanted wanted_of(const Gradients& gradients, const at::Tensor& excitability, const Norm& norm) {
+  Wanted wanted;
+  wanted.input = gradients.input.defined();
+  wanted.weight = gradients.weight.defined();
+  wanted.bias = gradients.bias.defined();
+  wanted.excitability = gradients.excitability.defined();
+  wanted.values_by_row = norm.b != 0;
+  wanted.excitability_by_row = excitability.defined() && is_per_row(excitability);
+  return wanted;
+}
+
+// Where dC/dw goes: to the gradient of weight, which is made of it in place, or to memory of its own.
+inline at::Tensor values_gradient(const Wanted& wanted, const Gradients& gradients, const at::Tensor& weight) {
+  return wanted.values() && !wanted.weight ? at::empty_like(weight) : gradients.weight;
+}
 
 inline at::Tensor made_contiguous(const at::Tensor& tensor) {
   return tensor.defined() && !tensor.is_contiguous() ? tensor.contiguous() : tensor;
-}
-
-inline at::Tensor or_empty(const at::Tensor& tensor, const at::Tensor& like) {
-  return tensor.defined() ? tensor : at::empty({0}, like.options());
 }
 
 // f(T{}) with the type of the values.
@@ -110,19 +124,12 @@ void with_values(const at::Tensor& weight, F f) {
 template <class Backend>
 struct LayerOps {
   using Tensor = at::Tensor;
+  using Guard = typename Backend::Guard;
 
   static Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                              const OptionalTensor& excitability, const Tensor& ccol_indices, const Tensor& row_indices,
-                              const Tensor& crow_indices, const Tensor& col_indices, const Tensor& perm, double a,
-                              double b, double p) {
-    const char* op = "sparse_linear";
-    const Pattern pattern{ccol_indices, row_indices, crow_indices, col_indices, perm};
-    const Norm norm = checked_norm(op, a, b, p);
-    const Sizes sizes = check_layer(op, weight, excitability, pattern);
-    check_activations(op, "input", input, sizes.inputs, weight);
-    if (given(bias)) check_bias(op, *bias, sizes.outputs, weight);
-    const typename Backend::Guard guard(weight);
-    const Tensor output = empty_activations(input, sizes.outputs);
+                              const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
+    const Tensor output = empty_sparse_linear(input, weight, bias, excitability, pattern, norm);
+    const Guard guard(weight);
     const Tensor values = made_contiguous(weight), shift = made_contiguous(or_undefined(bias)),
                  e = made_contiguous(or_undefined(excitability));
     with_values(weight, [&](auto t) {
@@ -131,81 +138,57 @@ struct LayerOps {
     return output;
   }
 
-  static std::tuple<Tensor, Tensor, Tensor, Tensor> sparse_linear_backward(
-      const Tensor& grad_output, const Tensor& input, const Tensor& weight, const OptionalTensor& excitability,
-      const Tensor& ccol_indices, const Tensor& row_indices, const Tensor& crow_indices, const Tensor& col_indices,
-      const Tensor& perm, double a, double b, double p, std::array<bool, 4> output_mask) {
-    const char* op = "sparse_linear_backward";
-    const Pattern pattern{ccol_indices, row_indices, crow_indices, col_indices, perm};
-    const Norm norm = checked_norm(op, a, b, p);
-    const Sizes sizes = check_layer(op, weight, excitability, pattern);
-    check_activations(op, "input", input, sizes.inputs, weight);
-    check_activations(op, "grad_output", grad_output, sizes.outputs, weight);
-    check_same_leading(op, "grad_output", grad_output, "input", input);
-    const typename Backend::Guard guard(weight);
+  static Tensor4 sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                        const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                                        std::array<bool, 4> mask) {
+    const Gradients gradients =
+        empty_sparse_linear_backward(grad_output, input, weight, excitability, pattern, norm, mask);
+    const Guard guard(weight);
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability));
-    Gradients g;
+    const Wanted wanted = wanted_of(gradients, e, norm);
     with_values(weight, [&](auto t) {
-      g = Backend::template backward<decltype(t)>(grad_output, input, values, e, pattern, norm, output_mask);
+      Backend::template backward<decltype(t)>(grad_output, input, values, e, pattern, norm, wanted, gradients);
     });
-    return {or_empty(g.input, input), or_empty(g.weight, weight), or_empty(g.bias, weight),
-            or_empty(g.excitability, weight)};
+    return results_of(gradients, input, weight);
   }
 
-  static Tensor effective_weight(const Tensor& weight, const OptionalTensor& excitability, const Tensor& ccol_indices,
-                                 const Tensor& row_indices, const Tensor& crow_indices, const Tensor& col_indices,
-                                 const Tensor& perm, double a, double b, double p) {
-    const char* op = "effective_weight";
-    const Pattern pattern{ccol_indices, row_indices, crow_indices, col_indices, perm};
-    const Norm norm = checked_norm(op, a, b, p);
-    check_layer(op, weight, excitability, pattern);
-    const typename Backend::Guard guard(weight);
+  static Tensor effective_weight(const Tensor& weight, const OptionalTensor& excitability, const Pattern& pattern,
+                                 const Norm& norm) {
+    const Tensor result = empty_effective_weight(weight, excitability, pattern, norm);
+    const Guard guard(weight);
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability));
-    const Tensor result = at::empty(weight.sizes(), weight.options());
     with_values(weight,
                 [&](auto t) { Backend::template effective_weight<decltype(t)>(values, e, pattern, norm, result); });
     return result;
   }
 
-  static std::tuple<Tensor, Tensor> effective_weight_backward(const Tensor& grad, const Tensor& weight,
-                                                              const OptionalTensor& excitability,
-                                                              const Tensor& ccol_indices, const Tensor& row_indices,
-                                                              const Tensor& crow_indices, const Tensor& col_indices,
-                                                              const Tensor& perm, double a, double b, double p,
-                                                              std::array<bool, 2> output_mask) {
-    const char* op = "effective_weight_backward";
-    const Pattern pattern{ccol_indices, row_indices, crow_indices, col_indices, perm};
-    const Norm norm = checked_norm(op, a, b, p);
-    check_layer(op, weight, excitability, pattern);
-    check_gradient(op, grad, weight);
-    const typename Backend::Guard guard(weight);
+  static Tensor2 effective_weight_backward(const Tensor& grad, const Tensor& weight, const OptionalTensor& excitability,
+                                           const Pattern& pattern, const Norm& norm, std::array<bool, 2> mask) {
+    const Gradients gradients = empty_effective_weight_backward(grad, weight, excitability, pattern, norm, mask);
+    const Guard guard(weight);
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability)),
                  g = made_contiguous(grad);
-    Tensor dv, de;
-    if (output_mask[0]) dv = at::empty(weight.sizes(), weight.options());
-    if (output_mask[1] && e.defined()) de = at::empty(e.sizes(), e.options());
-    with_values(weight,
-                [&](auto t) { Backend::template norm_gradient<decltype(t)>(g, values, e, pattern, norm, dv, de); });
-    return {or_empty(dv, weight), or_empty(de, weight)};
+    with_values(weight, [&](auto t) {
+      Backend::template norm_gradient<decltype(t)>(g, values, e, pattern, norm, gradients.weight,
+                                                   gradients.excitability);
+    });
+    return results_of(gradients, weight);
   }
 
-  static Tensor sampled_product(const Tensor& rows, const Tensor& columns, const Tensor& ccol_indices,
-                                const Tensor& row_indices, const Tensor& crow_indices, const Tensor& col_indices,
-                                const Tensor& perm) {
-    const Pattern pattern{ccol_indices, row_indices, crow_indices, col_indices, perm};
+  static Tensor sampled_product(const Tensor& rows, const Tensor& columns, const Pattern& pattern) {
     const Tensor result = empty_sampled_product(rows, columns, pattern);
-    const typename Backend::Guard guard(result);
+    const Guard guard(result);
     with_values(result,
                 [&](auto t) { Backend::template sampled_product<decltype(t)>(rows, columns, pattern, result); });
     return result;
   }
 
   static void register_in(torch::Library& m) {
-    m.impl("sparse_linear", sparse_linear);
-    m.impl("sparse_linear_backward", sparse_linear_backward);
-    m.impl("effective_weight", effective_weight);
-    m.impl("effective_weight_backward", effective_weight_backward);
-    m.impl("sampled_product", sampled_product);
+    implement<sparse_linear>(m, "sparse_linear");
+    implement<sparse_linear_backward>(m, "sparse_linear_backward");
+    implement<effective_weight>(m, "effective_weight");
+    implement<effective_weight_backward>(m, "effective_weight_backward");
+    implement<sampled_product>(m, "sampled_product");
   }
 };
 

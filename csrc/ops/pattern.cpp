@@ -1,25 +1,18 @@
 #include "ops/pattern.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <tuple>
 
 #include "core/pattern.h"
+#include "ops/require.h"
 
 namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
-
-void check_index_tensor(const char* op, std::string_view name, const Tensor& tensor) {
-  TORCH_CHECK(tensor.scalar_type() == at::kInt, "dendnorm::", op, ": ", name, " must have dtype int32, got ",
-              c10::getDtypeNames(tensor.scalar_type()).first);
-  TORCH_CHECK(tensor.dim() == 1, "dendnorm::", op, ": ", name, " must be one-dimensional, got shape ",
-              tensor.sym_sizes());
-}
 
 void check_pattern_cpu(const Tensor& compressed, const Tensor& indices, std::int64_t size,
                        std::string_view compressed_name, std::string_view indices_name) {
@@ -58,10 +51,11 @@ void check_pattern_tensors(const char* op, const Tensor& compressed, const Tenso
                            const char* size_name, PatternNames names) {
   TORCH_CHECK(0 <= size && size < kMaxIndex, "dendnorm::", op, ": ", size_name, " must be in [0, ", kMaxIndex,
               "), got ", size);
-  check_index_tensor(op, names.compressed, compressed);
-  check_index_tensor(op, names.indices, indices);
-  TORCH_CHECK(compressed.device() == indices.device(), "dendnorm::", op, ": ", names.indices,
-              " must be on the device of ", names.compressed, ", ", compressed.device(), ", got ", indices.device());
+  require_dtype(op, names.compressed, compressed, {at::kInt});
+  require_one_dimension(op, names.compressed, compressed);
+  require_dtype(op, names.indices, indices, {at::kInt});
+  require_one_dimension(op, names.indices, indices);
+  require_device_of(op, names.indices, indices, names.compressed, compressed);
   TORCH_CHECK(compressed.sym_size(0) >= 1, "dendnorm::", op, ": ", names.compressed,
               " must have at least one entry, got none");
   TORCH_CHECK(compressed.sym_size(0) <= kMaxIndex, "dendnorm::", op, ": ", names.compressed, " must have at most ",

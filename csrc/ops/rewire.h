@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "core/status.h"
-#include "ops/checks.h"
+#include "ops/require.h"
 
 namespace dendnorm::ops {
 

@@ -1,5 +1,4 @@
 #include <ATen/ops/empty.h>
-#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 
 #include "ops/pattern.h"
@@ -16,23 +15,8 @@ void check_draw(const char* op, std::int64_t seed, std::int64_t step, std::int64
   TORCH_CHECK(0 <= layer && layer <= 0xFFFFFFFF, "dendnorm::", op, ": layer must be in [0, 2^32), got ", layer);
 }
 
-void check_vector(const char* op, const char* name, const Tensor& tensor) {
-  TORCH_CHECK(tensor.dim() == 1, "dendnorm::", op, ": ", name, " must be one-dimensional, got shape ",
-              tensor.sym_sizes());
-}
-
-void check_dtype(const char* op, const char* name, const Tensor& tensor, at::ScalarType expected) {
-  TORCH_CHECK(tensor.scalar_type() == expected, "dendnorm::", op, ": ", name, " must have dtype ",
-              c10::getDtypeNames(expected).first, ", got ", c10::getDtypeNames(tensor.scalar_type()).first);
-}
-
-void check_device(const char* op, const char* name, const Tensor& tensor, const char* like_name, const Tensor& like) {
-  TORCH_CHECK(tensor.device() == like.device(), "dendnorm::", op, ": ", name, " must be on the device of ", like_name,
-              ", ", like.device(), ", got ", tensor.device());
-}
-
 void check_status(const char* op, const Tensor& status) {
-  check_dtype(op, "status", status, at::kLong);
+  require_dtype(op, "status", status, {at::kLong});
   TORCH_CHECK(status.dim() == 1 && status.sym_size(0) == kStatusWords && status.is_contiguous(), "dendnorm::", op,
               ": status must be contiguous of shape (", kStatusWords, ",), got shape ", status.sym_sizes());
 }
@@ -40,27 +24,22 @@ void check_status(const char* op, const Tensor& status) {
 void check_status(const char* op, const OptionalTensor& status, const char* like_name, const Tensor& like) {
   if (!given(status)) return;
   check_status(op, *status);
-  check_device(op, "status", *status, like_name, like);
+  require_device_of(op, "status", *status, like_name, like);
 }
 
 void check_dropped(const char* op, const Tensor& dropped, const Tensor& row_indices) {
-  check_vector(op, "dropped", dropped);
-  check_dtype(op, "dropped", dropped, at::kBool);
-  check_device(op, "dropped", dropped, "row_indices", row_indices);
-  TORCH_CHECK(dropped.sym_size(0) == row_indices.sym_size(0), "dendnorm::", op,
-              ": dropped must have one entry for each of the ", row_indices.sym_size(0), " of row_indices, got ",
-              dropped.sym_size(0));
+  require_one_dimension(op, "dropped", dropped);
+  require_dtype(op, "dropped", dropped, {at::kBool});
+  require_device_of(op, "dropped", dropped, "row_indices", row_indices);
+  require_one_for_each(op, "dropped", dropped, row_indices.sym_size(0), "of row_indices");
 }
 
 }  // namespace
 
 Tensor empty_weakest(const Tensor& score, std::int64_t k, const OptionalTensor& status) {
-  check_vector("weakest", "score", score);
-  TORCH_CHECK(score.scalar_type() == at::kFloat || score.scalar_type() == at::kDouble,
-              "dendnorm::weakest: score must have dtype float32 or float64, got ",
-              c10::getDtypeNames(score.scalar_type()).first);
-  TORCH_CHECK(k >= 0 && score.sym_size(0) >= k, "dendnorm::weakest: k must be in [0, nnz] = [0, ", score.sym_size(0),
-              "], got ", k);
+  require_one_dimension("weakest", "score", score);
+  require_dtype("weakest", "score", score, {at::kFloat, at::kDouble});
+  require_count("weakest", k, score.sym_size(0), "nnz");
   check_status("weakest", status, "score", score);
   return at::empty_symint(score.sym_sizes(), score.options().dtype(at::kBool));
 }
@@ -71,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> empty_excise(const Tensor& ccol_indices, cons
   check_pattern_tensors(op, ccol_indices, row_indices, kAnyRows, "rows", {});
   check_dropped(op, dropped, row_indices);
   const auto nnz = row_indices.sym_size(0);
-  TORCH_CHECK(k >= 0 && nnz >= k, "dendnorm::excise: k must be in [0, nnz] = [0, ", nnz, "], got ", k);
+  require_count(op, k, nnz, "nnz");
   check_status(op, status, "row_indices", row_indices);
   return {at::empty_symint(ccol_indices.sym_sizes(), ccol_indices.options()),
           at::empty_symint({nnz - k}, row_indices.options()), at::empty({k}, row_indices.options())};
@@ -82,9 +61,7 @@ Tensor empty_positions_result(const Tensor& ccol_indices, const Tensor& row_indi
   check_pattern_tensors("empty_positions", ccol_indices, row_indices, rows, "rows", {});
   check_draw("empty_positions", seed, step, layer);
   const auto empty = (ccol_indices.sym_size(0) - 1) * rows - row_indices.sym_size(0);
-  TORCH_CHECK(k >= 0, "dendnorm::empty_positions: k must be at least 0, got ", k);
-  TORCH_CHECK(empty >= k, "dendnorm::empty_positions: k must be in [0, number of empty positions] = [0, ", empty,
-              "], got ", k);
+  require_count("empty_positions", k, empty, "number of empty positions");
   return at::empty({k}, row_indices.options().dtype(at::kLong));
 }
 
@@ -94,9 +71,9 @@ std::tuple<Tensor, Tensor, Tensor> empty_replacement(const Tensor& ccol_indices,
   const char* op = "replace_connections";
   check_pattern_tensors(op, ccol_indices, row_indices, rows, "rows", {});
   check_dropped(op, dropped, row_indices);
-  check_vector(op, "keys", keys);
-  check_dtype(op, "keys", keys, at::kLong);
-  check_device(op, "keys", keys, "row_indices", row_indices);
+  require_one_dimension(op, "keys", keys);
+  require_dtype(op, "keys", keys, {at::kLong});
+  require_device_of(op, "keys", keys, "row_indices", row_indices);
   check_status(op, status, "row_indices", row_indices);
   return {at::empty_symint(ccol_indices.sym_sizes(), ccol_indices.options()),
           at::empty_symint(row_indices.sym_sizes(), row_indices.options()),
@@ -108,33 +85,31 @@ Tensor empty_normal(std::int64_t n, std::int64_t seed, std::int64_t step, std::i
   TORCH_CHECK(n >= 0, "dendnorm::counter_normal: n must be at least 0, got ", n);
   check_draw("counter_normal", seed, step, layer);
   TORCH_CHECK(dtype == at::kFloat || dtype == at::kDouble,
-              "dendnorm::counter_normal: dtype must be float32 or float64, got ", c10::getDtypeNames(dtype).first);
+              "dendnorm::counter_normal: dtype must be float32 or float64, got ", dtype_name(dtype));
   return at::empty({n}, at::TensorOptions().dtype(dtype).device(device));
 }
 
 void check_carry(const Tensor& values, const Tensor& source, const Tensor& fill, const OptionalTensor& status) {
-  check_vector("carry_", "values", values);
-  check_vector("carry_", "source", source);
-  check_dtype("carry_", "source", source, at::kInt);
-  check_device("carry_", "source", source, "values", values);
-  TORCH_CHECK(source.sym_size(0) == values.sym_size(0), "dendnorm::carry_: source must have one entry for each of the ",
-              values.sym_size(0), " of values, got ", source.sym_size(0));
+  require_one_dimension("carry_", "values", values);
+  require_one_dimension("carry_", "source", source);
+  require_dtype("carry_", "source", source, {at::kInt});
+  require_device_of("carry_", "source", source, "values", values);
+  require_one_for_each("carry_", "source", source, values.sym_size(0), "of values");
   TORCH_CHECK(fill.dim() <= 1, "dendnorm::carry_: fill must have shape () or (number of new entries,), got ",
               fill.sym_sizes());
-  check_dtype("carry_", "fill", fill, values.scalar_type());
-  check_device("carry_", "fill", fill, "values", values);
+  require_dtype_of("carry_", "fill", fill, "values", values);
+  require_device_of("carry_", "fill", fill, "values", values);
   const std::size_t size = values.element_size();
   TORCH_CHECK(size == 1 || size == 2 || size == 4 || size == 8 || size == 16,
-              "dendnorm::carry_: values must have a dtype of 1, 2, 4, 8 or 16 bytes, got ", values.scalar_type());
+              "dendnorm::carry_: values must have a dtype of 1, 2, 4, 8 or 16 bytes, got ",
+              dtype_name(values.scalar_type()));
   check_status("carry_", status, "values", values);
 }
 
 void check_assign(const Tensor& values, const Tensor& new_values, const OptionalTensor& status) {
-  check_dtype("assign_", "new_values", new_values, values.scalar_type());
-  check_device("assign_", "new_values", new_values, "values", values);
-  TORCH_CHECK(new_values.sym_sizes().equals(values.sym_sizes()),
-              "dendnorm::assign_: new_values must have values' shape, ", values.sym_sizes(), ", got ",
-              new_values.sym_sizes());
+  require_dtype_of("assign_", "new_values", new_values, "values", values);
+  require_device_of("assign_", "new_values", new_values, "values", values);
+  require_shape_of("assign_", "new_values", new_values, "values", values);
   check_status("assign_", status, "values", values);
 }
 

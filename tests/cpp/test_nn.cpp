@@ -1,5 +1,7 @@
 // The layer and the rewiring for LibTorch. That they agree with Python's bit by bit is tests/python/test_cpp.py's.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/optim/adagrad.h>
@@ -13,9 +15,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <set>
 #include <sstream>
@@ -283,6 +288,55 @@ TEST(StateDict, DamagedFilesAreRefused) {
   std::remove(path.c_str());
 }
 
+TEST(StateDict, AFileGetsTheModeOfTheUmaskOrKeepsItsOwn) {
+  const std::string path = testing::TempDir() + "dendnorm_mode.safetensors";
+  const auto layer = layer_of("joint");
+  const auto mode = [&] {
+    struct stat found;
+    EXPECT_EQ(::stat(path.c_str(), &found), 0);
+    return found.st_mode & 07777;
+  };
+  std::remove(path.c_str());
+  for (const mode_t mask : {mode_t{022}, mode_t{077}, mode_t{002}}) {
+    const mode_t before = ::umask(mask);
+    dn::save_state_dict(*layer, path);
+    ::umask(before);
+    EXPECT_EQ(mode(), 0666u & ~mask);
+    std::remove(path.c_str());
+  }
+  dn::save_state_dict(*layer, path);
+  ASSERT_EQ(::chmod(path.c_str(), 0604), 0);
+  dn::save_state_dict(*layer, path);
+  EXPECT_EQ(mode(), 0604u);
+  EXPECT_EQ(dn::read_state_dict(path).size(), 5);
+  std::remove(path.c_str());
+}
+
+TEST(StateDict, AFileThatCannotBeWrittenIsNamedWithTheReasonAndNothingIsLeft) {
+  const std::string folder = testing::TempDir() + "dendnorm_unwritable", path = folder + "/state.safetensors";
+  std::filesystem::remove_all(folder);
+  const auto layer = layer_of("joint");
+  const auto save = [&](const std::string& to) { return error_of([&] { dn::save_state_dict(*layer, to); }); };
+  EXPECT_TRUE(holds(save(path), {"path", "writable folder", path, "No such file"})) << save(path);
+  std::filesystem::create_directories(path + "/in the way");
+  EXPECT_TRUE(holds(save(path), {"path", "replaced", path, "directory"})) << save(path);
+  std::filesystem::remove_all(path);
+  std::ofstream(path) << "what was there";
+  rlimit before;
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &before), 0);
+  const rlimit small{64, before.rlim_max};
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+  const std::string message = save(path);
+  ::setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  EXPECT_TRUE(holds(message, {"path", "writable", path, "too large"})) << message;
+  std::ifstream file(path);
+  EXPECT_EQ((std::string{std::istreambuf_iterator<char>(file), {}}), "what was there");
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(folder), {}), 1);
+  std::filesystem::remove_all(folder);
+}
+
 // ---- Rewiring ----
 
 TEST(SET, TheWeakestGoAndAsManyComeInPlace) {
@@ -390,6 +444,51 @@ TEST(SET, AStepThatFailsHasChangedNothing) {
   EXPECT_EQ(edges_of(*first), edges);
   EXPECT_TRUE(torch::equal(first->weight, values));
   EXPECT_EQ(rewire.state_dict().at("steps"), 0);
+}
+
+class DrawsOtherwise : public dendnorm::SET {
+ public:
+  using SET::SET;
+  std::function<Tensor(const Tensor&)> change;  // of the values that SET draws
+
+ protected:
+  Tensor draw(dn::SparseLinearImpl& layer, int64_t k, int64_t step, int64_t index, torch::Device device) override {
+    return change(SET::draw(layer, k, step, index, device));
+  }
+};
+
+TEST(SET, ValuesThatAVariantDrawsAreCheckedBeforeAnythingIsWritten) {
+  const std::vector<std::pair<std::function<Tensor(const Tensor&)>, std::vector<std::string>>> draws{
+      {[](const Tensor&) { return Tensor(); }, {"(12,)", "none"}},
+      {[](const Tensor& values) { return values.slice(0, 1); }, {"(12,)", "[11]"}},
+      {[](const Tensor& values) { return values.unsqueeze(1); }, {"(12,)", "[12, 1]"}},
+      {[](const Tensor& values) { return values.to(torch::kDouble); }, {"dtype Float", "Double"}},
+      {[](const Tensor& values) { return values.to_sparse(); }, {"dense", "Sparse"}},
+      {[](const Tensor& values) { return values.to(torch::kMeta); }, {"memory", "meta"}},
+      {[](const Tensor& values) { return values.index_fill(0, torch::tensor({3}), std::nan("")); }, {"finite", "nan"}},
+      {[](const Tensor& values) { return values.index_fill(0, torch::tensor({3}), INFINITY); }, {"finite", "infinite"}},
+  };
+  for (const auto& [change, parts] : draws) {
+    auto first = layer_of("l0"), second = layer_of("l0", torch::kFloat, 2);
+    DrawsOtherwise rewire(torch::nn::Sequential(first, second), dendnorm::SETOptions().zeta(0.5));
+    // The first layer's are right: it must not have been written when the second's turn out to be wrong.
+    int calls = 0;
+    rewire.change = [&calls, &change = change](const Tensor& values) { return calls++ == 0 ? values : change(values); };
+    const auto edges = edges_of(*first), others = edges_of(*second);
+    const Tensor values = first->weight.detach().clone(), other_values = second->weight.detach().clone();
+    const std::string message = error_of([&] { rewire.step(); });
+    EXPECT_TRUE(holds(message, {"layer '1'", "values of new connections must"})) << message;
+    EXPECT_TRUE(holds(message, parts)) << message;
+    EXPECT_EQ(edges_of(*first), edges);
+    EXPECT_EQ(edges_of(*second), others);
+    EXPECT_TRUE(torch::equal(first->weight, values) && torch::equal(second->weight, other_values));
+    EXPECT_EQ(rewire.state_dict().at("steps"), 0);
+  }
+  auto layer = layer_of("l0");
+  DrawsOtherwise rewire(layer, dendnorm::SETOptions().zeta(0.5));
+  rewire.change = [](const Tensor& values) { return torch::full({2 * values.numel()}, 7.0).slice(0, 0, {}, 2); };
+  rewire.step();  // any strides will do
+  EXPECT_EQ((layer->weight == 7).sum().item<int64_t>(), 12);
 }
 
 TEST(SET, GoesOnFromItsStateAndRefusesAnOptimizerThatCannotFollow) {

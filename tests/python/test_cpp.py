@@ -246,6 +246,17 @@ def test_the_installed_tree_knows_no_place(prefix):
         assert str(ROOT) not in text and sys.prefix not in text, name
 
 
+def test_the_library_shows_what_the_header_offers_and_hides_the_rest(prefix):
+    lines = run([tool("nm"), "--dynamic", "--defined-only", "--demangle", str(prefix / "lib" / "libdendnorm.so")])
+    names = [line.split(maxsplit=2)[2] for line in lines.splitlines()]
+    for offered in ("nn::SparseLinearImpl::forward(", "nn::norms::l0(", "nn::save_state_dict(", "SET::step("):
+        assert any(name.startswith(f"dendnorm::{offered}") for name in names), offered
+    assert "typeinfo for dendnorm::nn::SparseLinearImpl" in names
+    own = [name for name in names if "dendnorm::" in name and "dendnorm::nn::" not in name and "dendnorm::SET" not in name]
+    others = ("dendnorm::cpu::capability()", "dendnorm::operator<<(")  # the first is for the Python module
+    assert [name for name in own if not name.startswith(others)] == []
+
+
 def test_python_says_where_the_cmake_package_is():
     where = Path(dendnorm.cmake_prefix_path)
     assert where.parts[-2:] == ("share", "cmake") and where.is_relative_to(Path(dendnorm.__file__).parent)

@@ -1,0 +1,76 @@
+#include "nn/replace_file.h"
+
+#include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+namespace dendnorm::nn {
+namespace {
+
+// The temporary file: removed again unless it has become the file at `path`.
+class Temporary {
+ public:
+  explicit Temporary(const std::string& path) : path_(path) {
+    const std::string stem = path + "." + std::to_string(::getpid()) + ".";
+    // Not mkstemp, whose files are the owner's alone: only the system knows the umask without changing it.
+    for (int i = 0; file_ < 0; ++i) {
+      name_ = stem + std::to_string(i);
+      file_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+      if (file_ < 0) check(errno == EEXIST, "in a writable folder");
+    }
+    exists_ = true;
+  }
+
+  Temporary(const Temporary&) = delete;
+  Temporary& operator=(const Temporary&) = delete;
+
+  ~Temporary() {
+    if (file_ >= 0) ::close(file_);
+    if (exists_) ::unlink(name_.c_str());
+  }
+
+  void write(std::string_view data) {
+    while (!data.empty()) {
+      const ssize_t written = ::write(file_, data.data(), data.size());
+      check(written >= 0 || errno == EINTR, "writable");
+      if (written > 0) data.remove_prefix(static_cast<std::size_t>(written));
+    }
+  }
+
+  void replace() {
+    struct stat old;
+    if (::stat(path_.c_str(), &old) == 0) check(::fchmod(file_, old.st_mode & 07777) == 0, "writable");
+    check(::fsync(file_) == 0, "writable");
+    const int file = file_;
+    file_ = -1;  // closed, whatever close says
+    check(::close(file) == 0, "writable");
+    check(std::rename(name_.c_str(), path_.c_str()) == 0, "a file that can be replaced");
+    exists_ = false;
+  }
+
+ private:
+  // Called while errno is that of what was checked.
+  void check(bool good, const char* expected) const {
+    TORCH_CHECK_VALUE(good, "path must be ", expected, ", got ", path_, ": ", std::strerror(errno));
+  }
+
+  const std::string& path_;
+  std::string name_;
+  int file_ = -1;
+  bool exists_ = false;
+};
+
+}  // namespace
+
+void replace_file(const std::string& path, const std::vector<std::string_view>& parts) {
+  Temporary file(path);
+  for (const std::string_view part : parts) file.write(part);
+  file.replace();
+}
+
+}  // namespace dendnorm::nn
