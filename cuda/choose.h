@@ -11,11 +11,11 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "cuda/kernels.h"
+#include "cuda/device.h"
 
 namespace dendnorm::cuda {
 
-constexpr int kGatherWarps = 8, kSlabWarps = 32;
+constexpr int kSlabWarps = 32;  // of a block; those of the gathering kernel are kWarps
 constexpr int kMaxGatherLanes = 32, kMaxSlabLanes = 8;
 // A row of more connections than this keeps a whole block of the gathering kernel busy instead of a warp.
 constexpr std::int64_t kLongRow = 1024;
@@ -53,7 +53,7 @@ DENDNORM_HD constexpr int staged_connections(int lanes) {
 
 // Shared memory of a product kernel: the slab, the staged connections, and the results of a round of rows.
 constexpr std::int64_t product_shared_bytes(bool slab, int lanes, int element, int value, std::int64_t neurons) {
-  const std::int64_t warps = slab ? kSlabWarps : kGatherWarps;
+  const std::int64_t warps = slab ? kSlabWarps : kWarps;
   return (slab ? neurons * lanes * 16 : 0) + warps * staged_connections(lanes) * (value + 4) +
          warps * (lanes * (16 / element) + 16 / value) * value;
 }
@@ -76,11 +76,11 @@ inline ProductChoice choose_product(const ProductShape& s, const Device& device)
   choice.lanes = covering_lanes(s.samples, s.element, kMaxGatherLanes);
   // Long rows are cut between the warps of a block while the device has room for more warps.
   const std::int64_t warps = s.segments * divided_up(s.samples, choice.lanes * per_lane);
-  while (choice.split < kGatherWarps && warps * choice.split < device.processors * 16 &&
+  while (choice.split < kWarps && warps * choice.split < device.processors * 16 &&
          s.connections / s.segments / choice.split >= 64) {
     choice.split *= 2;
   }
-  choice.rows_per_block = kGatherWarps / choice.split;
+  choice.rows_per_block = kWarps / choice.split;
   return choice;
 }
 

@@ -8,7 +8,6 @@
 namespace dendnorm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr std::int64_t kMeanForBlock = 512;  // from this many connections a row on, a block has it, else a warp
 
 // The threads that share a row: a warp, or a whole block. All of them call, and all get the same bits.

@@ -41,7 +41,7 @@ TEST(Choose, CoversTheSamplesWithTheFewestLanes) {
 }
 
 TEST(Choose, SharesRowsBetweenWarpsWhereThereAreFew) {
-  EXPECT_EQ(choose_product(layer(100000, 10, 128, 0.1), kLarge).split, kGatherWarps);
+  EXPECT_EQ(choose_product(layer(100000, 10, 128, 0.1), kLarge).split, kWarps);
   EXPECT_EQ(choose_product(layer(4096, 4096, 128, 0.01), kLarge).split, 1);
 }
 
@@ -62,7 +62,7 @@ TEST(Choose, FitsTheDevice) {
             if (choice.slab) {
               EXPECT_EQ(choice.rows_per_block % kSlabWarps, 0);
             } else {
-              EXPECT_EQ(choice.rows_per_block * choice.split, kGatherWarps);
+              EXPECT_EQ(choice.rows_per_block * choice.split, kWarps);
             }
           }
         }

@@ -5,8 +5,6 @@
 // samples, so 32 / kLanes connections of the row are in work at once; their sums are added at the row's end. The
 // activations come from a packed feature-major matrix through L2 (gather) or from a slab in shared memory, which the
 // block fills itself (slab). The results of a round of rows leave through shared memory, in either order of the output.
-#pragma once
-
 #include "cuda/choose.h"
 #include "cuda/product.h"
 #include "cuda/types.cuh"
@@ -167,18 +165,20 @@ constexpr int blocks_at_least(bool slab, int lanes, int element) {
   return slab ? 1 : element == 2 && lanes >= 16 ? 3 : 4;
 }
 
+DENDNORM_HD constexpr int warps_of(bool slab) { return slab ? kSlabWarps : kWarps; }
+
 template <class A, class T, int kLanes, bool kSlab>
-__global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLanes, sizeof(A)))
+__global__ void __launch_bounds__(warps_of(kSlab) * 32, blocks_at_least(kSlab, kLanes, sizeof(A)))
     product_kernel(const Product<T> p) {
-  constexpr int kWarps = kSlab ? kSlabWarps : kGatherWarps, kPer = Piece<A>::kCount, kTile = kLanes * kPer;
+  constexpr int kAllWarps = warps_of(kSlab), kPer = Piece<A>::kCount, kTile = kLanes * kPer;
   constexpr int kStage = staged_connections(kLanes), kPitch = kTile + 16 / static_cast<int>(sizeof(T));
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   std::byte* shared = shared_memory<std::byte>();
   std::byte* slab = shared;
   if (kSlab) shared += p.neurons * (kLanes * 16);
   T* values = reinterpret_cast<T*>(shared) + warp * kStage;
-  u32* wheres = reinterpret_cast<u32*>(shared + kWarps * kStage * sizeof(T)) + warp * kStage;
-  T* results = reinterpret_cast<T*>(shared + kWarps * kStage * (sizeof(T) + sizeof(u32)));
+  u32* wheres = reinterpret_cast<u32*>(shared + kAllWarps * kStage * sizeof(T)) + warp * kStage;
+  T* results = reinterpret_cast<T*>(shared + kAllWarps * kStage * (sizeof(T) + sizeof(u32)));
 
   // Rows and connections are counted in 32 bits (there are less than 2^31 of either), and samples in fewer; only
   // products of them with a stride take 64.
@@ -197,13 +197,13 @@ __global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLa
     }
     for (u32 base = from; base < to;) {
       // The rows of this round: one for each `split` warps, or a single long one for all of them.
-      int split = p.split, rows = kWarps / p.split;
+      int split = p.split, rows = kAllWarps / p.split;
       if constexpr (!kSlab) {
         const u32 own = base + lane;
         const bool in_round = lane < rows && own < to;
         const i32 count = in_round ? __ldg(p.view.start + own + 1) - __ldg(p.view.start + own) : 0;
         if (__ballot_sync(kFullMask, count > kLongRow) != 0) {
-          split = kWarps;
+          split = kAllWarps;
           rows = 1;
         }
       }
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLa
         for (int i = 0; i < kPer; ++i) results[warp * kPitch + lane * kPer + i] = sum[i];
       }
       __syncthreads();
-      write_results<A, T, kTile, kPitch>(p, results, base, to, rows, split, sample, thread, kWarps * 32);
+      write_results<A, T, kTile, kPitch>(p, results, base, to, rows, split, sample, thread, kAllWarps * 32);
       __syncthreads();
       base += rows;
     }
@@ -231,5 +231,36 @@ __global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLa
   }
 }
 
+template <class A, class T, int kLanes, bool kSlab>
+cudaError_t launch(const Product<T>& p, cudaStream_t stream) {
+  const i64 tiles = divided_up(p.samples, kLanes * Piece<A>::kCount);
+  // Tiles vary slowest, so that the activations of one stay in L2 while all rows go by.
+  const dim3 grid(static_cast<unsigned>(divided_up(p.segments, p.rows_per_block)),
+                  static_cast<unsigned>(tiles < kMaxGridY ? tiles : kMaxGridY));
+  const i64 shared = product_shared_bytes(kSlab, kLanes, sizeof(A), sizeof(T), p.neurons);
+  return launch_kernel(product_kernel<A, T, kLanes, kSlab>, grid, dim3(warps_of(kSlab) * 32),
+                       static_cast<std::size_t>(shared), stream, p);
+}
+
 }  // namespace
+
+template <class T>
+cudaError_t launch_product(Product<T> p, const ProductChoice& choice, Type type, cudaStream_t stream) {
+  if (p.samples == 0 || p.segments == 0) return cudaSuccess;
+  p.split = choice.split;
+  p.rows_per_block = static_cast<u32>(choice.rows_per_block);
+  return with_type<T>(type, [&](auto a) {
+    using A = decltype(a);
+    if (choice.slab) {
+      return with_lanes<kMaxSlabLanes>(
+          choice.lanes, [&](auto lanes) { return launch<A, T, decltype(lanes)::value, true>(p, stream); });
+    }
+    return with_lanes<kMaxGatherLanes>(
+        choice.lanes, [&](auto lanes) { return launch<A, T, decltype(lanes)::value, false>(p, stream); });
+  });
+}
+
+template cudaError_t launch_product(Product<float>, const ProductChoice&, Type, cudaStream_t);
+template cudaError_t launch_product(Product<double>, const ProductChoice&, Type, cudaStream_t);
+
 }  // namespace dendnorm::cuda
