@@ -70,10 +70,16 @@ template <class T>
 ForwardPlan<T> plan_forward(const Forward<T>& f, const Device& device) {
   ForwardPlan<T> plan;
   Workspace workspace(f.workspace);
-  plan.shape = {
-      f.samples, f.outputs, f.inputs, f.connections, element_of(f.x.type), sizeof(T), is_packed(f.x, f.samples)};
+  plan.shape = {f.samples,
+                f.outputs,
+                f.inputs,
+                f.connections,
+                element_of(f.x.type),
+                sizeof(T),
+                is_packed(f.x, f.samples),
+                f.rows.perm != nullptr};
   plan.choice = choose_product(plan.shape, device);
-  plan.permute = permutes_values(plan.shape, plan.choice);
+  plan.permute = plan.shape.permuted && permutes_values(plan.shape, plan.choice.lanes);
   if (!plan.choice.slab) plan.x = packed(f.x, f.samples, f.inputs, workspace);
   if (plan.permute) plan.values = workspace.take<T>(f.connections);
   plan.bytes = workspace.bytes();
@@ -138,7 +144,7 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
   p.y = y.data;
   p.y_neuron = y.neuron;
   p.y_sample = y.sample;
-  if (plan.permute && f.rows.perm != nullptr) {
+  if (plan.permute) {
     DENDNORM_CUDA_TRY(launch_permute(f.values, f.rows.perm, f.connections, plan.values, stream));
     p.values = plan.values;
     p.view.perm = nullptr;

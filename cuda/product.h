@@ -24,11 +24,12 @@ struct Product {
   std::byte* y;
   std::int64_t y_neuron, y_sample;  // bytes
   int split;                        // as ProductChoice has them
-  std::uint32_t rows_per_block;
+  std::uint32_t rows_per_block, long_row;
 };
 
 // A slab takes x of any strides. What is gathered is packed: 16-byte aligned, x_sample is one element, x_neuron a
-// multiple of 16, and whole 16-byte pieces of samples. `split` and `rows_per_block` are taken from the choice.
+// multiple of 16, and whole 16-byte pieces of samples. How rows are shared is
+// taken from the choice.
 template <class T>
 cudaError_t launch_product(Product<T> product, const ProductChoice& choice, Type type, cudaStream_t stream);
 

@@ -197,9 +197,8 @@ cudaError_t launch_sampled(const Sampled<T>& s, Type type, cudaStream_t stream) 
   if (s.connections == 0) return cudaSuccess;
   return with_type<T>(type, [&](auto a) {
     using A = decltype(a);
-    return with_lanes<kMaxGatherLanes>(covering_lanes(s.samples, sizeof(A), kMaxGatherLanes), [&](auto lanes) {
-      return launch<A, T, decltype(lanes)::value>(s, stream);
-    });
+    return with_lanes<kMaxGatherLanes>(covering_lanes(s.samples, sizeof(A), kMaxGatherLanes),
+                                       [&](auto lanes) { return launch<A, T, decltype(lanes)::value>(s, stream); });
   });
 }
 
