@@ -1,10 +1,56 @@
 // The Python module dendnorm._C: loading it registers the ops of libdendnorm; itself it only says how it was built.
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+#include <string>
+
 #include "core/norm.h"
 #include "cpu/dispatch.h"
+#include "cuda/choose.h"
 
 namespace py = pybind11;
+
+namespace {
+
+py::dict described(const dendnorm::cuda::Cost& cost) {
+  constexpr const char* kLevels[] = {"shared", "l2", "memory"};
+  py::dict result;
+  result["seconds"] = cost.seconds;
+  result["bytes"] = cost.bytes;
+  result["level"] = kLevels[static_cast<int>(cost.level)];
+  return result;
+}
+
+py::dict described(const dendnorm::cuda::ProductChoice& choice) {
+  py::dict result = described(choice.cost);
+  result["kernel"] = choice.slab ? "slab" : "gather";
+  result["lanes"] = choice.lanes;
+  return result;
+}
+
+// What the CUDA kernels would do, also where there are none.
+py::dict cuda_plan(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
+                   int element, int processors, std::int64_t shared_bytes, std::int64_t l2_bytes, double memory_rate) {
+  if (inputs < 1 || outputs < 1 || connections < 0 || samples < 1 || processors < 1) {
+    throw py::value_error("cuda_plan: sizes must be positive");
+  }
+  if (element != 2 && element != 4 && element != 8) {
+    throw py::value_error("cuda_plan: element must be 2, 4 or 8 bytes, got " + std::to_string(element));
+  }
+  const dendnorm::cuda::StepPlan plan =
+      dendnorm::cuda::plan_step(inputs, outputs, connections, samples, element, element == 8 ? 8 : 4,
+                                {processors, shared_bytes, l2_bytes, memory_rate});
+  py::dict result;
+  result["forward"] = described(plan.forward);
+  result["input gradient"] = described(plan.input_gradient);
+  result["weight gradient"] = described(plan.weight_gradient);
+  result["weight gradient"]["kernel"] = "sampled";
+  result["weight gradient"]["lanes"] =
+      dendnorm::cuda::covering_lanes(samples, element, dendnorm::cuda::kMaxGatherLanes);
+  return result;
+}
+
+}  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Loads torch.ops.dendnorm and says how it was built.";
@@ -30,4 +76,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "excitability_start",
       [](double a, double b, double p, double degree) { return dendnorm::excitability_start({a, b, p}, degree); },
       "Where the excitability starts in a layer with this mean in-degree, for a gain of 1.");
+  m.def(
+      "cuda_plan", &cuda_plan, py::arg("inputs"), py::arg("outputs"), py::arg("connections"), py::arg("samples"),
+      py::arg("element") = 4, py::arg("processors") = 132, py::arg("shared_bytes") = 227 << 10,
+      py::arg("l2_bytes") = 50 << 20, py::arg("memory_rate") = 3.35e12,
+      "Which CUDA kernels a training step takes on such a device (an H100 unless told), with how many lanes, and what "
+      "the cost model predicts for each: seconds, bytes of activations loaded, and the level they come from.");
 }

@@ -1,9 +1,10 @@
-// Which kernel runs when: functions of shapes, types and the device alone. No timing, which would change bits between
+// Which kernel runs when: functions of sizes, types and the device alone. No timing, which would change bits between
 // runs, and nothing of the pattern's content, which changes under a captured graph.
 //
-//   product of a view with activations (forward pass; dX)
-//     slab     activations in shared memory; one launch        up to 16 samples, or reuse that pays for filling it
-//     gather   activations packed feature-major, from L2       else
+//   product of a view with activations (forward pass; dX): the cheapest by the model of choose.cpp, of
+//     slab     activations in shared memory; one launch
+//     gather   activations packed feature-major, from L2
+//     each with every number of lanes that covers no more than the samples
 //   gradient of the values: always the sampled product over packed activations (sampled.cu)
 //   all products as a dense matrix product (csrc/ops/cuda.cpp)  from a density on that the caller gives
 #pragma once
@@ -11,20 +12,29 @@
 #include <cstdint>
 
 #include "core/macros.h"
-#include "cuda/kernels.h"
+#include "cuda/device.h"
 
 namespace dendnorm::cuda {
 
-constexpr int kGatherWarps = 8, kSlabWarps = 32;
+constexpr int kSlabWarps = 32;  // of a block; those of the gathering kernel are kWarps
 constexpr int kMaxGatherLanes = 32, kMaxSlabLanes = 8;
-// A row of more connections than this keeps a whole block of the gathering kernel busy instead of a warp.
-constexpr std::int64_t kLongRow = 1024;
 
 struct ProductShape {
   std::int64_t samples, segments, neurons, connections;  // `neurons` of the activations that are read
   int element;                                           // bytes of an activation
   int value;                                             // bytes of a value
   bool packed;                                           // the activations lie packed already
+  bool permuted = false;                                 // the values lie in another order than the connections
+};
+
+// Where activations are loaded from.
+enum class Level { kShared, kL2, kMemory };
+
+// What the model predicts. Calculated, never measured.
+struct Cost {
+  double seconds = 0;  // of everything that differs between the choices; not the launch of the kernel itself
+  double bytes = 0;    // of activations that its loop loads
+  Level level = Level::kL2;
 };
 
 struct ProductChoice {
@@ -32,7 +42,22 @@ struct ProductChoice {
   int lanes;                    // that share a connection: each takes 16 bytes of the samples of a tile
   int split;                    // warps that share a row
   std::int64_t rows_per_block;  // that a block goes through
+  std::int64_t long_row;        // a row of more connections than this keeps a whole block busy
+  Cost cost;
 };
+
+ProductChoice choose_product(const ProductShape& shape, const Device& device);
+
+// Of the gradient of the values; `neurons` of dY, `segments` of x.
+Cost sampled_cost(const ProductShape& shape, const Device& device);
+
+// A training step of batch-major activations, as the passes ask for it (passes.cu).
+struct StepPlan {
+  ProductChoice forward, input_gradient;
+  Cost weight_gradient;
+};
+StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
+                   int element, int value, const Device& device);
 
 // The fewest lanes, a power of 2, whose 16-byte pieces cover the samples.
 inline int covering_lanes(std::int64_t samples, int element, int most) {
@@ -43,51 +68,27 @@ inline int covering_lanes(std::int64_t samples, int element, int most) {
 
 inline std::int64_t divided_up(std::int64_t x, std::int64_t y) { return (x + y - 1) / y; }
 
-// Of the loop over a row's connections: loads that each lane has in flight, and connections whose values and places a
-// warp keeps in shared memory at a time, whole rounds of such loads.
+// Of the loop over a row's connections: loads that each lane has in flight, connections of such a round, and
+// connections whose values and places a warp keeps in shared memory at a time, whole rounds.
 DENDNORM_HD constexpr int loads_in_flight(int lanes) { return lanes >= 4 ? 8 : 4; }
+DENDNORM_HD constexpr int round_connections(int lanes) { return loads_in_flight(lanes) * (32 / lanes); }
 DENDNORM_HD constexpr int staged_connections(int lanes) {
-  const int round = loads_in_flight(lanes) * (32 / lanes);
-  return round < 32 ? 32 : round;
+  return round_connections(lanes) < 32 ? 32 : round_connections(lanes);
 }
+
+DENDNORM_HD constexpr int warps_of(bool slab) { return slab ? kSlabWarps : kWarps; }
 
 // Shared memory of a product kernel: the slab, the staged connections, and the results of a round of rows.
 constexpr std::int64_t product_shared_bytes(bool slab, int lanes, int element, int value, std::int64_t neurons) {
-  const std::int64_t warps = slab ? kSlabWarps : kGatherWarps;
+  const std::int64_t warps = warps_of(slab);
   return (slab ? neurons * lanes * 16 : 0) + warps * staged_connections(lanes) * (value + 4) +
          warps * (lanes * (16 / element) + 16 / value) * value;
 }
 
-inline ProductChoice choose_product(const ProductShape& s, const Device& device) {
-  const int per_lane = 16 / s.element;
-  ProductChoice choice{false, covering_lanes(s.samples, s.element, kMaxSlabLanes), 1, 0};
-  const bool fits = product_shared_bytes(true, choice.lanes, s.element, s.value, s.neurons) <= device.shared_bytes;
-  const std::int64_t tile = choice.lanes * per_lane, tiles = divided_up(s.samples, tile);
-  // Every block fills a slab of its own. That is repaid by connections per neuron and block, M B d / (SMs tile) (the
-  // 400 is 3 of them on 132 SMs), and at few samples by the launches that packing would take.
-  const double density = static_cast<double>(s.connections) / (static_cast<double>(s.segments) * s.neurons);
-  const bool reused = static_cast<double>(s.segments) * s.samples * density >= 400.0 * tile;
-  if (fits && (reused || (s.samples <= 16 && !s.packed))) {
-    choice.slab = true;
-    const std::int64_t blocks = device.processors > tiles ? device.processors / tiles : 1;
-    choice.rows_per_block = divided_up(divided_up(s.segments, blocks), kSlabWarps) * kSlabWarps;
-    return choice;
-  }
-  choice.lanes = covering_lanes(s.samples, s.element, kMaxGatherLanes);
-  // Long rows are cut between the warps of a block while the device has room for more warps.
-  const std::int64_t warps = s.segments * divided_up(s.samples, choice.lanes * per_lane);
-  while (choice.split < kGatherWarps && warps * choice.split < device.processors * 16 &&
-         s.connections / s.segments / choice.split >= 64) {
-    choice.split *= 2;
-  }
-  choice.rows_per_block = kGatherWarps / choice.split;
-  return choice;
-}
-
 // Whether values are first copied into the order of the row view: read through `perm` in the loop, each costs a
 // 32-byte sector for every tile of samples.
-inline bool permutes_values(const ProductShape& s, const ProductChoice& choice) {
-  return divided_up(s.samples, choice.lanes * (16 / s.element)) > 2;
+inline bool permutes_values(const ProductShape& s, int lanes) {
+  return divided_up(s.samples, lanes * (16 / s.element)) > 2;
 }
 
 // Whether a product is left to the dense matrix product, where absent connections are multiplied like zeros.

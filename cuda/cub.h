@@ -1,5 +1,6 @@
 // What is taken from CUB, in one file that is slow to compile; tests/cuda has the same for the processor.
 //
+// What is sorted is counted in 32 bits: more than kMaxSorted is refused (cudaErrorInvalidValue), not cut off.
 // Workspaces are device memory aligned to 256 bytes; their sizes depend on `count` and on the current device.
 #pragma once
 
@@ -9,6 +10,12 @@
 #include "cuda/runtime.h"
 
 namespace dendnorm::cuda {
+
+constexpr std::int64_t kMaxSorted = 0x7fffffff;
+
+inline cudaError_t check_sorted(std::int64_t count) {
+  return count >= 0 && count <= kMaxSorted ? cudaSuccess : cudaErrorInvalidValue;
+}
 
 // Sorts ascending by the lowest `bits` bits; the others must be 0.
 cudaError_t sort_keys_workspace(std::int64_t count, int bits, std::size_t* bytes);

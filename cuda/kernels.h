@@ -13,6 +13,7 @@
 
 #include "core/layer.h"
 #include "core/norm.h"
+#include "cuda/device.h"
 #include "cuda/runtime.h"
 
 namespace dendnorm::cuda {
@@ -34,14 +35,7 @@ struct Counted {
   double* inverse_d = nullptr;   // (M,) 1 / n^a, null: not wanted
 };
 
-// What the choice of a kernel needs to know of the device.
-struct Device {
-  int processors = 132;  // streaming multiprocessors
-  std::int64_t shared_bytes =
-      99 * 1024;  // shared memory that one block may ask for (cudaDevAttrMaxSharedMemoryPerBlockOptin)
-};
-
-// Of the current device.
+// What the choice of a kernel needs to know of the current device.
 cudaError_t current_device(Device* device);
 
 constexpr std::int64_t kMaxSamples = std::int64_t{1} << 28;

@@ -12,7 +12,8 @@
 //   uint4 {x, y, z, w}, dim3
 //   fma, fmaf, std::fabs, std::sqrt, std::pow, std::frexp, std::ldexp, std::isinf, std::isfinite
 //   cudaMemsetAsync
-//   cudaGetLastError, cudaGetDevice, cudaDeviceGetAttribute, cudaFuncSetAttribute (only in this file and device.cu)
+//   cudaLaunchKernelEx, cudaGetLastError, cudaGetDevice, cudaDeviceGetAttribute, cudaFuncSetAttribute (only in this
+//   file and device.cu)
 //   launch_kernel(kernel, grid, block, shared, stream, args...) -> cudaError_t, and shared_memory<T>(), declared below;
 //   the stand-in defines its own two in namespace dendnorm::cuda
 //
@@ -23,9 +24,15 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/device.h"
 #include "cuda/runtime.h"
 
 namespace dendnorm::cuda {
+
+using i32 = std::int32_t;
+using i64 = std::int64_t;
+using u32 = std::uint32_t;
+using u64 = unsigned long long;  // what atomics take
 
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr std::int64_t kMaxGridX = 0x7fffffff;
@@ -55,8 +62,16 @@ cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, 
     }
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, block, shared, stream>>>(arguments...);
-  return cudaGetLastError();
+  // What this launch itself returns: cudaGetLastError could tell of one that failed before, of somebody else.
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  // It is returned, and so is not left for the next who asks CUDA for its last error.
+  if (error != cudaSuccess) cudaGetLastError();
+  return error;
 }
 
 #endif

@@ -8,7 +8,6 @@
 namespace dendnorm::cuda {
 namespace {
 
-constexpr int kThreads = 256;
 constexpr std::int64_t kMeanForBlock = 512;  // from this many connections a row on, a block has it, else a warp
 
 // The threads that share a row: a warp, or a whole block. All of them call, and all get the same bits.
@@ -119,8 +118,7 @@ __global__ void __launch_bounds__(kThreads) effective_weight_kernel(const Layer<
   const i64 row = team_row<32>();
   if (row >= layer.rows) return;
   const RowInOrder<T> values{shared_row<T, 32>(layer, row)};
-  const double factor =
-      layer.excitability.of(row) * measure_row(layer.norm, values.count, values).inverse_d;
+  const double factor = layer.excitability.of(row) * measure_row(layer.norm, values.count, values).inverse_d;
   for (i64 k = values.team.rank; k < values.count; k += 32) {
     const i32 at = values.perm[k];
     w[at] = static_cast<T>(factor * layer.values[at]);

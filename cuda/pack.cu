@@ -8,7 +8,7 @@
 namespace dendnorm::cuda {
 namespace {
 
-constexpr int kSide = 32, kThreads = 256;
+constexpr int kSide = 32;
 
 // A 32 x 32 tile at a time, read along whichever of samples and neurons lies adjacent and written along the samples.
 template <class A>

@@ -1,4 +1,4 @@
-// What the product kernels (product.cuh) are told, and how they are started.
+// What the kernels of the products (traversal.cu, sampled.cu) are told, and how they are started.
 #pragma once
 
 #include <cstddef>
@@ -24,15 +24,14 @@ struct Product {
   std::byte* y;
   std::int64_t y_neuron, y_sample;  // bytes
   int split;                        // as ProductChoice has them
-  std::uint32_t rows_per_block;
+  std::uint32_t rows_per_block, long_row;
 };
 
-// x packed: 16-byte aligned, x_sample is one element, x_neuron a multiple of 16, and whole 16-byte pieces of samples.
+// A slab takes x of any strides. What is gathered is packed: 16-byte aligned, x_sample is one element, x_neuron a
+// multiple of 16, and whole 16-byte pieces of samples. How rows are shared is
+// taken from the choice.
 template <class T>
-cudaError_t launch_gather(const Product<T>& product, Type type, int lanes, cudaStream_t stream);
-// x of any strides.
-template <class T>
-cudaError_t launch_slab(const Product<T>& product, Type type, int lanes, cudaStream_t stream);
+cudaError_t launch_product(Product<T> product, const ProductChoice& choice, Type type, cudaStream_t stream);
 
 // G_k = sum over the samples of dy[., index_k] x[., segment of k], both packed.
 template <class T>

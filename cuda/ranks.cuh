@@ -7,16 +7,12 @@
 
 #include "core/status.h"
 #include "cuda/launch.h"
+#include "cuda/segments.cuh"
+#include "cuda/workspace.h"
 
 namespace dendnorm::cuda {
 namespace {
 
-using i32 = std::int32_t;
-using i64 = std::int64_t;
-using u32 = std::uint32_t;
-using u64 = unsigned long long;  // what atomics take
-
-constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr i64 kMaxTiles = 1024;
 
 // One thread for each of `count` things.
@@ -24,23 +20,6 @@ inline dim3 blocks_for(i64 count) {
   return dim3(static_cast<unsigned>(count > 0 ? (count + kThreads - 1) / kThreads : 1));
 }
 __device__ __forceinline__ i64 thread_number() { return static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x; }
-
-// Hands out pieces of a workspace; without one it only adds up how much is needed.
-class Workspace {
- public:
-  explicit Workspace(std::byte* base) : base_(base) {}
-  template <class T>
-  T* take(i64 count) {
-    const std::size_t at = bytes_;
-    bytes_ = (at + static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
-    return base_ != nullptr ? reinterpret_cast<T*>(base_ + at) : nullptr;
-  }
-  std::size_t bytes() const { return bytes_; }
-
- private:
-  std::byte* base_;
-  std::size_t bytes_ = 0;
-};
 
 // A fault on its way, 0 for none: the greatest of these has the least code, so zeroed memory and atomicMax will do.
 __device__ __forceinline__ u64 urgency(Fault fault, i64 position) {
@@ -152,25 +131,6 @@ struct IsNew {
   const i32* source;
   __device__ bool operator()(i64 i) const { return source[i] < 0; }
 };
-
-// The first of [first, end) for which after(i) holds; `after` must stay true once it is.
-template <class After>
-__device__ __forceinline__ i64 first_of(i64 first, i64 end, const After& after) {
-  while (first < end) {
-    const i64 middle = first + (end - first) / 2;
-    if (after(middle)) {
-      end = middle;
-    } else {
-      first = middle + 1;
-    }
-  }
-  return first;
-}
-
-// The segment of position k in a sound pattern.
-__device__ __forceinline__ i64 segment_of(const i32* compressed, i64 segments, i64 k) {
-  return first_of(1, segments, [&](i64 j) { return compressed[j] > k; }) - 1;
-}
 
 }  // namespace
 }  // namespace dendnorm::cuda

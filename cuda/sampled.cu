@@ -6,28 +6,13 @@
 // the lanes that share exchange halves of their sums until each has whole ones.
 #include "cuda/choose.h"
 #include "cuda/product.h"
+#include "cuda/segments.cuh"
 #include "cuda/types.cuh"
 
 namespace dendnorm::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-
 DENDNORM_HD constexpr int own_connections(int lanes) { return lanes >= 16 ? 16 : lanes == 8 ? 8 : 4; }
-
-// The segment of entry k: the last that begins at or before k and is not empty.
-__device__ __forceinline__ u32 segment_of(const i32* start, u32 segments, u32 k) {
-  u32 low = 0, high = segments;  // start[low] <= k < start[high]
-  while (high - low > 1) {
-    const u32 middle = low + (high - low) / 2;
-    if (static_cast<u32>(__ldg(start + middle)) <= k) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
 
 template <class A, class T>
 __device__ __forceinline__ T dot(const Piece<A>& a, const Piece<A>& b, T sum) {
@@ -118,7 +103,7 @@ __device__ __forceinline__ double finish(const Sampled<T>& s, u32 k, u32 row, T 
 }
 
 template <class A, class T, int kLanes>
-__global__ void __launch_bounds__(kWarps * 32, sizeof(A) == 8 ? 2 : 3) sampled_kernel(const Sampled<T> s) {
+__global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 3) sampled_kernel(const Sampled<T> s) {
   constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer, kAtOnce = 32 / kLanes;
   constexpr int kOwn = own_connections(kLanes), kRun = kOwn * kAtOnce;
   constexpr int kBlock = block_connections(kLanes, sizeof(A));
@@ -201,7 +186,7 @@ template <class A, class T, int kLanes>
 cudaError_t launch(const Sampled<T>& s, cudaStream_t stream) {
   constexpr int kRun = own_connections(kLanes) * (32 / kLanes);
   const dim3 grid(static_cast<unsigned>(divided_up(s.connections, kWarps * kRun)));
-  return launch_kernel(sampled_kernel<A, T, kLanes>, grid, dim3(kWarps * 32),
+  return launch_kernel(sampled_kernel<A, T, kLanes>, grid, dim3(kThreads),
                        kWarps * (2 * kRun * sizeof(u32) + sizeof(double)), stream, s);
 }
 
@@ -212,14 +197,8 @@ cudaError_t launch_sampled(const Sampled<T>& s, Type type, cudaStream_t stream) 
   if (s.connections == 0) return cudaSuccess;
   return with_type<T>(type, [&](auto a) {
     using A = decltype(a);
-    switch (covering_lanes(s.samples, sizeof(A), kMaxGatherLanes)) {
-      case 1: return launch<A, T, 1>(s, stream);
-      case 2: return launch<A, T, 2>(s, stream);
-      case 4: return launch<A, T, 4>(s, stream);
-      case 8: return launch<A, T, 8>(s, stream);
-      case 16: return launch<A, T, 16>(s, stream);
-      default: return launch<A, T, 32>(s, stream);
-    }
+    return with_lanes<kMaxGatherLanes>(covering_lanes(s.samples, sizeof(A), kMaxGatherLanes),
+                                       [&](auto lanes) { return launch<A, T, decltype(lanes)::value>(s, stream); });
   });
 }
 

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "core/float16.h"
 #include "cuda/kernels.h"
@@ -10,10 +11,6 @@
 
 namespace dendnorm::cuda {
 namespace {
-
-using i32 = std::int32_t;
-using i64 = std::int64_t;
-using u32 = std::uint32_t;
 
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
@@ -107,6 +104,15 @@ auto with_type(Type type, F f) {
       default: return f(float{});
     }
   }
+}
+
+// f(kLanes) for the number of lanes that a host chose, a power of 2 up to kMost, as a constant.
+template <int kMost, class F>
+auto with_lanes(int lanes, F f) {
+  if constexpr (kMost > 1) {
+    if (lanes < kMost) return with_lanes<kMost / 2>(lanes, f);
+  }
+  return f(std::integral_constant<int, kMost>{});
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // Hands the tensors of a rewiring to cuda/.
+#include "cuda/cub.h"
 #include "cuda/rewire.h"
 
 #include <ATen/core/Tensor.h>
@@ -103,6 +104,8 @@ Tensor empty_positions(const Tensor& ccol_indices, const Tensor& row_indices, st
   const Tensor pointers = ccol_indices.contiguous(), entries = row_indices.contiguous();
   if (!sound) check_pattern_content_cuda("empty_positions", pointers, entries, rows, {});
   const std::int64_t cols = pointers.numel() - 1, nnz = entries.numel();
+  TORCH_CHECK(k <= cuda::kMaxSorted || k == rows * cols - nnz, "dendnorm::empty_positions: k must be at most ",
+              cuda::kMaxSorted, " on CUDA, or all empty positions, got ", k);
   std::size_t needed = 0;
   check_launch(cuda::empty_positions_workspace(rows * cols - nnz, k, &needed));
   const Tensor workspace = device_memory(needed, entries);

@@ -30,12 +30,14 @@ std::vector<std::int64_t> order_of_keys(const Key* keys, std::int64_t count, int
 }  // namespace
 
 cudaError_t sort_keys_workspace(std::int64_t count, int bits, std::size_t* bytes) {
+  DENDNORM_CUDA_TRY(check_sorted(count));
   *bytes = static_cast<std::size_t>(count + bits);
   return cudaSuccess;
 }
 
 cudaError_t sort_keys(const std::uint64_t* keys, std::uint64_t* sorted, std::int64_t count, int bits,
                       std::byte* workspace, std::size_t bytes, cudaStream_t) {
+  DENDNORM_CUDA_TRY(check_sorted(count));
   DENDNORM_CUDA_TRY(used(workspace, bytes, static_cast<std::size_t>(count + bits)));
   const auto order = order_of_keys(keys, count, bits);
   for (std::int64_t i = 0; i < count; ++i) sorted[i] = keys[order[i]];
@@ -49,6 +51,7 @@ cudaError_t sort_pairs_workspace(std::int64_t count, int bits, std::size_t* byte
 cudaError_t sort_pairs(const std::uint32_t* keys, std::uint32_t* sorted_keys, const std::int32_t* values,
                        std::int32_t* sorted_values, std::int64_t count, int bits, std::byte* workspace,
                        std::size_t bytes, cudaStream_t) {
+  DENDNORM_CUDA_TRY(check_sorted(count));
   DENDNORM_CUDA_TRY(used(workspace, bytes, static_cast<std::size_t>(count + bits)));
   const auto order = order_of_keys(keys, count, bits);
   for (std::int64_t i = 0; i < count; ++i) {

@@ -28,8 +28,6 @@ struct Thread {
   unsigned mask = 0;
   std::uint64_t value = 0, result = 0;
   int from = -1;
-  bool fenced = false;                 // what it wrote before may be seen by who sees its next atomic
-  void* seen = nullptr;                // the last atomic, which the next fence makes count
   char arrive[2] = {}, leave[2] = {};  // what ThreadSanitizer knows a __syncwarp by; two, for a slow lane may still
   int turn = 0;                        // have to leave the one before
   void* released = nullptr;
@@ -59,7 +57,7 @@ struct Running {
   std::array<Meeting, kMaxThreads / kLanes> meetings;
   std::vector<int> ready;  // threads that may go on
   int count = 0, done = 0;
-  int at_barrier = 0, flags = 0, flags_found = 0, barrier_turn = 0;
+  int at_barrier = 0, barrier_turn = 0;
   char barrier_object[2] = {}, start = 0, finish = 0;
   bool failed = false;
   Fault fault;
@@ -98,9 +96,7 @@ const char* name_of(Exchange what) {
   switch (what) {
     case Exchange::kSync: return "__syncwarp";
     case Exchange::kShuffle: return "a shuffle";
-    case Exchange::kBallot: return "a ballot";
-    case Exchange::kMatch: return "__match_any_sync";
-    default: return "a reduction";
+    default: return "a ballot";
   }
 }
 
@@ -205,7 +201,7 @@ void run_block(std::vector<int>& fiber_of) {
   shuffle_numbers(fiber_of);
   run.ready.clear();
   run.meetings.fill({});
-  run.done = run.at_barrier = run.flags = 0;
+  run.done = run.at_barrier = 0;
   for (int number = 0; number < run.count; ++number) {
     Thread& thread = run.threads[number];
     thread.number = number;
@@ -213,8 +209,6 @@ void run_block(std::vector<int>& fiber_of) {
     const unsigned n = static_cast<unsigned>(number);
     thread.index = {n % run.block.x, n / run.block.x % run.block.y, n / run.block.x / run.block.y};
     thread.state = State::kReady;
-    thread.fenced = false;
-    thread.seen = nullptr;
     thread.where = {};
     thread.fiber = fiber_of[number];
     fiber(thread.fiber);
@@ -336,10 +330,10 @@ int lane() { return current->lane; }
 
 void refuse(const std::string& what, std::source_location where) { throw Fault{what, where}; }
 
-int barrier(bool flag, std::source_location where) {
+void barrier(std::source_location where) {
   Thread* self = current;
   self->where = where;
-  if (forgotten(where)) return flag;
+  if (forgotten(where)) return;
   if (run.done > 0) {
     const auto returned = [](const Thread& thread) { return thread.state == State::kDone; };
     const Thread& other = *std::find_if(run.threads.begin(), run.threads.end(), returned);
@@ -355,19 +349,16 @@ int barrier(bool flag, std::source_location where) {
   }
   char* object = &run.barrier_object[run.barrier_turn];
   release(object);
-  run.flags += flag;
   if (++run.at_barrier < run.count) {
     wait(State::kBarrier);
   } else {
-    run.flags_found = run.flags;
-    run.at_barrier = run.flags = 0;
+    run.at_barrier = 0;
     run.barrier_turn ^= 1;
     for (int number = 0; number < run.count; ++number) {
       if (number != self->number) wake(run.threads[number]);
     }
   }
   acquire(object);
-  return run.flags_found;
 }
 
 namespace {
@@ -408,35 +399,13 @@ bool arrive(const Thread& self, const Thread* warp) {
 }
 
 void finish_exchange(Thread* warp, unsigned mask, Exchange what) {
-  std::uint64_t all = 0;
-  bool first = true;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if ((mask >> lane & 1) == 0) continue;
-    const std::uint64_t value = warp[lane].value;
-    switch (what) {
-      case Exchange::kBallot: all |= value << lane; break;
-      case Exchange::kAdd: all += value; break;
-      case Exchange::kMin:
-        all = first || static_cast<std::int64_t>(value) < static_cast<std::int64_t>(all) ? value : all;
-        break;
-      case Exchange::kMax:
-        all = first || static_cast<std::int64_t>(value) > static_cast<std::int64_t>(all) ? value : all;
-        break;
-      default: break;
-    }
-    first = false;
+  std::uint64_t votes = 0;
+  for (int lane = 0; lane < kLanes && what == Exchange::kBallot; ++lane) {
+    if ((mask >> lane & 1) != 0) votes |= warp[lane].value << lane;
   }
   for (int lane = 0; lane < kLanes; ++lane) {
     if ((mask >> lane & 1) == 0) continue;
-    Thread& thread = warp[lane];
-    thread.result = all;
-    if (what == Exchange::kShuffle) thread.result = warp[thread.from].value;
-    if (what == Exchange::kMatch) {
-      for (int other = 0; other < kLanes; ++other) {
-        const bool equal = (mask >> other & 1) != 0 && warp[other].value == thread.value;
-        thread.result |= static_cast<std::uint64_t>(equal) << other;
-      }
-    }
+    warp[lane].result = what == Exchange::kShuffle ? warp[warp[lane].from].value : votes;
   }
 }
 
@@ -478,18 +447,6 @@ std::uint64_t exchange(Exchange what, unsigned mask, std::uint64_t value, int fr
   return self->result;
 }
 
-void fence() {
-  current->fenced = true;
-  if (current->seen != nullptr) acquire(current->seen);
-}
-
-void before_atomic(const void* at) {
-  if (current != nullptr && current->fenced) release(const_cast<void*>(at));
-}
-void after_atomic(const void* at) {
-  if (current != nullptr) current->seen = const_cast<void*>(at);
-}
-
 }  // namespace cuda_on_host
 
 // ---- The runtime ----
@@ -511,7 +468,6 @@ const char* cudaGetErrorName(cudaError_t error) {
   }
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
-cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
@@ -521,18 +477,11 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = device.multiprocessors; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = device.shared_per_block_optin; break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = device.shared_per_multiprocessor; break;
     case cudaDevAttrL2CacheSize: *value = device.l2_bytes; break;
-    case cudaDevAttrComputeCapabilityMajor: *value = device.major; break;
-    case cudaDevAttrComputeCapabilityMinor: *value = device.minor; break;
   }
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
   std::memset(to, byte, bytes);
-  return cudaSuccess;
-}
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, bytes);
   return cudaSuccess;
 }

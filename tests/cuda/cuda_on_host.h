@@ -3,7 +3,8 @@
 //
 // One fiber stands for one thread of a block, so the order in which threads go on is ours to choose (set_order) and a
 // thread that never reaches a barrier is a report, not a hang. Stricter than a device where a device would let an
-// error pass: see Error. The rules of the intrinsics are those of the CUDA C++ Programming Guide.
+// error pass: see Error. It has the device functions that cuda/launch.h allows and no others, by the rules of the CUDA
+// C++ Programming Guide.
 #pragma once
 
 #include <algorithm>
@@ -21,30 +22,19 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __restrict__ __restrict
-#define __align__(n) alignas(n)
 #define __shared__ static_assert(false, "shared memory is dynamic here, so that its exact size is known");
 
 // ---- Vector types ----
 
-#define DENDNORM_VECTOR(name, T, bytes4)                     \
-  struct alignas(2 * sizeof(T)) name##2 { T x, y; };         \
-  struct name##3 { T x, y, z; };                             \
-  struct alignas(bytes4) name##4 { T x, y, z, w; };          \
-  inline name##2 make_##name##2(T x, T y) { return {x, y}; } \
-  inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
-DENDNORM_VECTOR(float, float, 16)
-DENDNORM_VECTOR(double, double, 16)
-DENDNORM_VECTOR(int, int, 16)
-DENDNORM_VECTOR(uint, unsigned, 16)
-DENDNORM_VECTOR(ushort, unsigned short, 8)
-DENDNORM_VECTOR(longlong, long long, 16)
-DENDNORM_VECTOR(ulonglong, unsigned long long, 16)
-#undef DENDNORM_VECTOR
-
+struct uint3 {
+  unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
@@ -53,18 +43,11 @@ struct dim3 {
 // ---- The runtime ----
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
-enum cudaFuncAttribute {
-  cudaFuncAttributeMaxDynamicSharedMemorySize,
-  cudaFuncAttributePreferredSharedMemoryCarveout,
-};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
-  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
   cudaDevAttrL2CacheSize,
-  cudaDevAttrComputeCapabilityMajor,
-  cudaDevAttrComputeCapabilityMinor,
 };
 struct CUstream_st;
 using cudaStream_t = CUstream_st*;
@@ -72,11 +55,9 @@ using cudaStream_t = CUstream_st*;
 const char* cudaGetErrorString(cudaError_t error);
 const char* cudaGetErrorName(cudaError_t error);
 cudaError_t cudaGetLastError();
-cudaError_t cudaPeekAtLastError();
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream);
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 
 namespace cuda_on_host {
 
@@ -91,9 +72,7 @@ struct Device {
   int multiprocessors = 132;
   int shared_per_block = 48 << 10;         // what a launch may ask for without cudaFuncSetAttribute
   int shared_per_block_optin = 227 << 10;  // and with it
-  int shared_per_multiprocessor = 228 << 10;
   int l2_bytes = 50 << 20;
-  int major = 9, minor = 0;
 };
 Device& device();
 
@@ -129,17 +108,12 @@ dim3 block_size();
 dim3 grid_size();
 std::byte* shared();  // the block's dynamic shared memory: exactly as many bytes as the launch asked for
 
-enum class Exchange { kSync, kShuffle, kBallot, kAdd, kMin, kMax, kMatch };
+enum class Exchange { kSync, kShuffle, kBallot };
 // All lanes of `mask` meet here. `value` and `from` are this lane's contribution and the lane that it reads.
 std::uint64_t exchange(Exchange what, unsigned mask, std::uint64_t value, int from, std::source_location where);
-// All threads of the block meet here; returns how many came with `flag`.
-int barrier(bool flag, std::source_location where);
-void fence();
+// All threads of the block meet here.
+void barrier(std::source_location where);
 [[noreturn]] void refuse(const std::string& what, std::source_location where);
-
-// Marks an atomic on `at` for ThreadSanitizer: it orders what fences on both sides say that it orders.
-void before_atomic(const void* at);
-void after_atomic(const void* at);
 
 template <class T>
 std::uint64_t to_word(T value) {
@@ -160,20 +134,18 @@ T shuffle(unsigned mask, T value, int from, std::source_location where) {
 }
 int lane();
 
-// old = *at; *at = next(old); as one step.
+// old = *at; *at = next(old); as one step, which orders nothing else: there are no fences.
 template <class T, class Next>
 T atomic(T* at, Next next) {
-  before_atomic(at);
   T old = __atomic_load_n(at, __ATOMIC_RELAXED), wanted;
   do {
     wanted = next(old);
   } while (!__atomic_compare_exchange_n(at, &old, wanted, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-  after_atomic(at);
   return old;
 }
 
 template <class T>
-concept AtomicInteger = std::is_same_v<T, int> || std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>;
+concept AtomicInteger = std::is_same_v<T, unsigned> || std::is_same_v<T, unsigned long long>;
 
 }  // namespace cuda_on_host
 
@@ -186,27 +158,15 @@ cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, in
 #define blockIdx cuda_on_host::block_index()
 #define blockDim cuda_on_host::block_size()
 #define gridDim cuda_on_host::grid_size()
-constexpr int warpSize = 32;
 
-// ---- Barriers and fences ----
+// ---- Barriers ----
 
 using DendnormWhere = std::source_location;
 
-inline void __syncthreads(DendnormWhere where = DendnormWhere::current()) { cuda_on_host::barrier(false, where); }
-inline int __syncthreads_count(int flag, DendnormWhere where = DendnormWhere::current()) {
-  return cuda_on_host::barrier(flag != 0, where);
-}
-inline int __syncthreads_or(int flag, DendnormWhere where = DendnormWhere::current()) {
-  return cuda_on_host::barrier(flag != 0, where) != 0;
-}
-inline int __syncthreads_and(int flag, DendnormWhere where = DendnormWhere::current()) {
-  return cuda_on_host::barrier(flag == 0, where) == 0;
-}
+inline void __syncthreads(DendnormWhere where = DendnormWhere::current()) { cuda_on_host::barrier(where); }
 inline void __syncwarp(unsigned mask = 0xffffffffu, DendnormWhere where = DendnormWhere::current()) {
   cuda_on_host::exchange(cuda_on_host::Exchange::kSync, mask, 0, -1, where);
 }
-inline void __threadfence() { cuda_on_host::fence(); }
-inline void __threadfence_block() { cuda_on_host::fence(); }
 
 // ---- Exchanges within a warp ----
 
@@ -225,43 +185,8 @@ T __shfl_down_sync(unsigned mask, T value, int by, int width = 32, DendnormWhere
   const int lane = cuda_on_host::lane(), from = lane + by;
   return cuda_on_host::shuffle(mask, value, from / width != lane / width ? lane : from, where);
 }
-template <class T>
-T __shfl_up_sync(unsigned mask, T value, int by, int width = 32, DendnormWhere where = DendnormWhere::current()) {
-  const int lane = cuda_on_host::lane(), from = lane - by;
-  return cuda_on_host::shuffle(mask, value, from < (lane & -width) ? lane : from, where);
-}
 inline unsigned __ballot_sync(unsigned mask, int flag, DendnormWhere where = DendnormWhere::current()) {
   return static_cast<unsigned>(cuda_on_host::exchange(cuda_on_host::Exchange::kBallot, mask, flag != 0, -1, where));
-}
-inline int __any_sync(unsigned mask, int flag, DendnormWhere where = DendnormWhere::current()) {
-  return __ballot_sync(mask, flag, where) != 0;
-}
-inline int __all_sync(unsigned mask, int flag, DendnormWhere where = DendnormWhere::current()) {
-  return __ballot_sync(mask, flag == 0, where) == 0;
-}
-template <class T>
-unsigned __match_any_sync(unsigned mask, T value, DendnormWhere where = DendnormWhere::current()) {
-  return static_cast<unsigned>(
-      cuda_on_host::exchange(cuda_on_host::Exchange::kMatch, mask, cuda_on_host::to_word(value), -1, where));
-}
-template <class T>
-T dendnorm_reduce(cuda_on_host::Exchange what, unsigned mask, T value, DendnormWhere where) {
-  static_assert(std::is_same_v<T, unsigned> || std::is_same_v<T, int>);
-  // Widened with its sign, so that the sum, the least and the greatest are those of T.
-  const auto wide = static_cast<std::uint64_t>(static_cast<std::int64_t>(value));
-  return static_cast<T>(cuda_on_host::exchange(what, mask, wide, -1, where));
-}
-template <class T>
-T __reduce_add_sync(unsigned mask, T value, DendnormWhere where = DendnormWhere::current()) {
-  return dendnorm_reduce(cuda_on_host::Exchange::kAdd, mask, value, where);
-}
-template <class T>
-T __reduce_min_sync(unsigned mask, T value, DendnormWhere where = DendnormWhere::current()) {
-  return dendnorm_reduce(cuda_on_host::Exchange::kMin, mask, value, where);
-}
-template <class T>
-T __reduce_max_sync(unsigned mask, T value, DendnormWhere where = DendnormWhere::current()) {
-  return dendnorm_reduce(cuda_on_host::Exchange::kMax, mask, value, where);
 }
 
 // ---- Atomics: on integers alone, for sums of floating-point numbers must not depend on an order ----
@@ -271,93 +196,17 @@ T atomicAdd(T* at, std::type_identity_t<T> value) {
   return cuda_on_host::atomic(at, [&](T old) { return static_cast<T>(old + value); });
 }
 template <cuda_on_host::AtomicInteger T>
-T atomicMin(T* at, std::type_identity_t<T> value) {
-  return cuda_on_host::atomic(at, [&](T old) { return old < value ? old : value; });
-}
-template <cuda_on_host::AtomicInteger T>
 T atomicMax(T* at, std::type_identity_t<T> value) {
   return cuda_on_host::atomic(at, [&](T old) { return old > value ? old : value; });
 }
-template <cuda_on_host::AtomicInteger T>
-T atomicOr(T* at, std::type_identity_t<T> value) {
-  return cuda_on_host::atomic(at, [&](T old) { return old | value; });
-}
-template <cuda_on_host::AtomicInteger T>
-T atomicAnd(T* at, std::type_identity_t<T> value) {
-  return cuda_on_host::atomic(at, [&](T old) { return old & value; });
-}
-template <cuda_on_host::AtomicInteger T>
-T atomicExch(T* at, std::type_identity_t<T> value) {
-  return cuda_on_host::atomic(at, [&](T) { return value; });
-}
-template <cuda_on_host::AtomicInteger T>
-T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return cuda_on_host::atomic(at, [&](T old) { return old == expected ? value : old; });
-}
-inline unsigned atomicInc(unsigned* at, unsigned limit) {
-  return cuda_on_host::atomic(at, [&](unsigned old) { return old >= limit ? 0U : old + 1; });
-}
 
-// ---- Loads, stores and arithmetic ----
+// ---- Loads and arithmetic ----
 
 template <class T>
 T __ldg(const T* at) {
   return *at;
 }
-template <class T>
-T __ldcg(const T* at) {
-  return *at;
-}
-template <class T>
-T __ldcs(const T* at) {
-  return *at;
-}
-template <class T>
-T __ldlu(const T* at) {
-  return *at;
-}
-template <class T>
-void __stcg(T* at, std::type_identity_t<T> value) {
-  *at = value;
-}
-template <class T>
-void __stcs(T* at, std::type_identity_t<T> value) {
-  *at = value;
-}
-
-using std::max;
-using std::min;
-
 inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __popcll(unsigned long long x) { return std::popcount(x); }
-inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __clzll(long long x) { return std::countl_zero(static_cast<unsigned long long>(x)); }
-inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
-inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
-inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
-inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
-inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
-inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
-inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __dsqrt_rn(double a) { return std::sqrt(a); }
-inline unsigned __umulhi(unsigned a, unsigned b) {
-  return static_cast<unsigned>(static_cast<std::uint64_t>(a) * b >> 32);
-}
-inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
-  return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
-}
-[[noreturn]] inline void __trap(DendnormWhere where = DendnormWhere::current()) {
-  cuda_on_host::refuse("__trap()", where);
-}
 
 // ---- What cuda/launch.h declares ----
 

@@ -25,10 +25,12 @@ TEST(Choose, KeepsFewSamplesInSharedMemory) {
 }
 
 TEST(Choose, FillsSlabsForLargeBatchesOnlyWhereReuseRepaysIt) {
-  EXPECT_FALSE(choose_product(layer(1000, 1000, 128, 0.04), kLarge).slab);
+  EXPECT_FALSE(choose_product(layer(1000, 1000, 128, 0.04, 4, true), kLarge).slab);
+  EXPECT_TRUE(choose_product(layer(1000, 1000, 128, 0.04), kLarge).slab) << "it saves the launch that packs";
   EXPECT_TRUE(choose_product(layer(1000, 1000, 1024, 0.04), kLarge).slab);
   EXPECT_TRUE(choose_product(layer(1000, 1000, 1024, 0.04, 4, true), kLarge).slab);
   EXPECT_FALSE(choose_product(layer(1000, 1000, 1024, 0.04), kSmall).slab) << "too little shared memory";
+  EXPECT_FALSE(choose_product(layer(1000, 1000, 1024, 0.04), {132, 10 * 1024}).slab) << "none at all";
   EXPECT_FALSE(choose_product(layer(4096, 4096, 1024, 0.04), kLarge).slab);
 }
 
@@ -40,8 +42,57 @@ TEST(Choose, CoversTheSamplesWithTheFewestLanes) {
   EXPECT_EQ(covering_lanes(1000, 8, 32), 32);
 }
 
+// A slab of fewer samples, where one of all lanes does not fit: with bank conflicts it still beats L2.
+TEST(Choose, FallsBackToFewerLanesInSharedMemory) {
+  const ProductShape shape = layer(2048, 2048, 256, 0.1, 4, true);
+  ASSERT_GT(product_shared_bytes(true, kMaxSlabLanes, 4, 4, 2048), kLarge.shared_bytes);
+  const ProductChoice choice = choose_product(shape, kLarge);
+  EXPECT_TRUE(choice.slab);
+  EXPECT_EQ(choice.lanes, 4);
+  EXPECT_LT(choice.cost.seconds, choose_product(shape, {132, 10 * 1024}).cost.seconds);
+}
+
+// And gathers fewer samples at a time, where a tile of as many as 32 lanes take is more than L2 holds.
+TEST(Choose, FallsBackToFewerLanesInL2) {
+  const ProductChoice choice = choose_product(layer(200'000, 200'000, 128, 1e-4, 4, true), kLarge);
+  EXPECT_FALSE(choice.slab);
+  EXPECT_EQ(choice.cost.level, Level::kL2);
+  EXPECT_LT(choice.lanes, kMaxGatherLanes);
+  EXPECT_EQ(choose_product(layer(4'000'000, 1000, 128, 1e-5, 4, true), kLarge).cost.level, Level::kMemory);
+}
+
+// What else a pass is asked for may not change bits: the choice knows sizes and the device, and gives the same twice.
+TEST(Choose, PricesWhatItChooses) {
+  for (const double density : {0.01, 0.1, 0.5}) {
+    for (const std::int64_t samples : {1, 64, 1000}) {
+      double last = 0;
+      for (const std::int64_t outputs : {100, 1000, 10000}) {
+        const ProductChoice choice = choose_product(layer(1000, outputs, samples, density, 4, true), kLarge);
+        EXPECT_GT(choice.cost.seconds, 0.999 * last) << "more connections do not cost less";
+        EXPECT_GE(choice.cost.bytes, 4 * static_cast<double>(samples * outputs * 1000) * density * 0.999);
+        last = choice.cost.seconds;
+      }
+    }
+  }
+}
+
+TEST(Choose, CutsOnlyRowsFarAboveTheMean) {
+  for (const double density : {0.01, 0.1, 0.9}) {
+    const ProductChoice choice = choose_product(layer(4096, 4096, 128, density, 4, true), kLarge);
+    EXPECT_GE(static_cast<double>(choice.long_row), 2 * density * 4096 - 1);
+    EXPECT_GE(choice.long_row, kWarps * staged_connections(choice.lanes));
+  }
+}
+
+TEST(Choose, PlansAStep) {
+  const StepPlan plan = plan_step(4096, 4096, 167772, 128, 4, 4, kLarge);
+  EXPECT_FALSE(plan.forward.slab);
+  EXPECT_EQ(plan.weight_gradient.bytes, 4.0 * 167772 * 128);
+  EXPECT_GT(plan.forward.cost.seconds, plan.input_gradient.cost.seconds) << "which finds dY packed, and no permutation";
+}
+
 TEST(Choose, SharesRowsBetweenWarpsWhereThereAreFew) {
-  EXPECT_EQ(choose_product(layer(100000, 10, 128, 0.1), kLarge).split, kGatherWarps);
+  EXPECT_EQ(choose_product(layer(100000, 10, 128, 0.1), kLarge).split, kWarps);
   EXPECT_EQ(choose_product(layer(4096, 4096, 128, 0.01), kLarge).split, 1);
 }
 
@@ -62,7 +113,7 @@ TEST(Choose, FitsTheDevice) {
             if (choice.slab) {
               EXPECT_EQ(choice.rows_per_block % kSlabWarps, 0);
             } else {
-              EXPECT_EQ(choice.rows_per_block * choice.split, kGatherWarps);
+              EXPECT_EQ(choice.rows_per_block * choice.split, kWarps);
             }
           }
         }

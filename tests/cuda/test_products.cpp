@@ -2,12 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <random>
 #include <vector>
 
 #include "../cpp/cases.h"
 #include "cuda/kernels.h"
+#include "cuda/product.h"
 #include "cuda_on_host.h"
 
 namespace dendnorm::cuda {
@@ -224,6 +226,66 @@ TEST(Products, CutLongSegments) {
       }
       check_all<double>(kDevices[seed % 4], shape, samples, cases::Type::kFloat64, seed % 2 == 0, seed);
     }
+  }
+}
+
+// Every kernel with every number of lanes, whatever the choice would be; `split` warps to a row, and a row, the full
+// one, that is long among short ones.
+template <class T>
+void check_each(cases::Type type, std::uint32_t seed) {
+  for (const bool slab : {false, true}) {
+    for (int lanes = slab ? kMaxSlabLanes : kMaxGatherLanes; lanes >= 1; lanes /= 2) {
+      for (const int split : {1, 4}) {
+        if (slab && split > 1) continue;
+        SCOPED_TRACE(testing::Message() << (slab ? "slab" : "gather") << ", " << lanes << " lanes, split " << split);
+        std::mt19937 random(++seed);
+        const i64 samples = 16;  // whole pieces, so that what is gathered lies packed
+        const Case<T> test(random, {90, 37, 0.2}, samples, type, false, Scale::kFirst);
+        const std::vector<Factor<T>> factors = factors_of(test);
+        const i64 element = cases::size_of(type);
+        Matrix packed(samples, 90, type, true, 0, 0), y(samples, 37, type, false, 0, 0);
+        for (i64 j = 0; j < 90; ++j) {
+          for (i64 b = 0; b < samples; ++b) {
+            std::memcpy(packed.memory.data() + (j * samples + b) * element,
+                        test.x.memory.data() + (b * test.x.stride + j) * element, static_cast<std::size_t>(element));
+          }
+        }
+        Product<T> p{};
+        p.samples = static_cast<std::uint32_t>(samples);
+        p.segments = 37;
+        p.neurons = 90;
+        p.x = packed.memory.data();
+        p.x_neuron = samples * element;
+        p.x_sample = element;
+        p.view = test.template rows<View>();
+        p.values = test.values.data();
+        p.row_factors = factors.data();
+        p.y = y.memory.data();
+        p.y_neuron = element;
+        p.y_sample = 37 * element;
+        ProductChoice choice{slab, lanes, split, slab ? kSlabWarps : kWarps / split, 60, {}};
+        ASSERT_EQ(launch_product(p, choice, type, nullptr), cudaSuccess);
+        const std::vector<double> cut = values_of(y, samples, 37);
+        expect_output(test, false, cut);
+        // Cutting the long row leaves the bits of all others alone.
+        choice.long_row = 1 << 30;
+        ASSERT_EQ(launch_product(p, choice, type, nullptr), cudaSuccess);
+        const std::vector<double> whole = values_of(y, samples, 37);
+        expect_output(test, false, whole);
+        for (i64 b = 0; b < samples; ++b) {
+          for (i64 i = 0; i < 37; ++i) ASSERT_TRUE(i == 1 || cut[b * 37 + i] == whole[b * 37 + i]) << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(Products, AgreeInEveryKernelWithEveryNumberOfLanes) {
+  check_each<float>(cases::Type::kFloat32, 400);
+  check_each<double>(cases::Type::kFloat64, 500);
+  if (!kFew) {
+    check_each<float>(cases::Type::kBFloat16, 600);
+    check_each<float>(cases::Type::kFloat16, 700);
   }
 }
 

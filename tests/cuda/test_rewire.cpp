@@ -14,6 +14,7 @@
 #include "core/pattern.h"
 #include "core/random.h"
 #include "core/rewire.h"
+#include "cuda/cub.h"
 #include "cuda/pattern.h"
 #include "cuda/rewire.h"
 #include "cuda_on_host.h"
@@ -488,6 +489,23 @@ TEST(TransposePattern, OfEmptyAndOneColumnPatterns) {
   check_transpose(random_layer(random, 2000, 1, 700));
   check_transpose(random_layer(random, 1, 2000, 700));
   check_transpose(random_layer(random, 65537, 9, 3000));
+}
+
+// CUB counts in 32 bits: more is refused before anything is launched, not cut down to what is left of it.
+TEST(Sorting, RefusesMoreThanItCanCount) {
+  for (const i64 count : {cuda::kMaxSorted + 1, i64{1} << 32, (i64{1} << 32) + 5, i64{-1}}) {
+    std::size_t bytes = 0;
+    EXPECT_EQ(cuda::sort_keys_workspace(count, 40, &bytes), cudaErrorInvalidValue) << count;
+    EXPECT_EQ(cuda::sort_pairs_workspace(count, 31, &bytes), cudaErrorInvalidValue) << count;
+    EXPECT_EQ(cuda::sort_keys(nullptr, nullptr, count, 40, nullptr, 0, nullptr), cudaErrorInvalidValue) << count;
+    EXPECT_EQ(cuda::sort_pairs(nullptr, nullptr, nullptr, nullptr, count, 31, nullptr, 0, nullptr),
+              cudaErrorInvalidValue)
+        << count;
+  }
+  std::size_t bytes = 0;
+  const i64 empty = i64{1} << 40, k = i64{1} << 32;
+  EXPECT_EQ(cuda::empty_positions_workspace(empty, k, &bytes), cudaErrorInvalidValue);
+  EXPECT_EQ(cuda::empty_positions_workspace(empty, 1000, &bytes), cudaSuccess);
 }
 
 }  // namespace

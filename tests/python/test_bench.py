@@ -162,10 +162,10 @@ def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path, capsy
 
 
 def test_the_bound_on_a_gpu_follows_the_level_that_holds_the_activations():
-    rates = bench_cuda.Rates(shared=30e12, l2=10e12, l2_bytes=40 << 20, memory=4e12)
+    rates = bench_cuda.Rates(shared=30e12, l2=10e12, l2_bytes=50 << 20, memory=4e12)
     small = bench.Shape(784, 1000, 128, 0.2)  # both sides fit shared memory, and are read often enough
     wide = bench.Shape(4096, 4096, 128, 0.01)  # L2
-    huge = bench.Shape(200_000, 200_000, 128, 1e-4)  # a tile of 100 MB
+    huge = bench.Shape(4_000_000, 4_000_000, 128, 1e-7)  # 4 samples of all neurons are 64 MB
     for shape, seconds in ((small, 2 / 30e12 + 1 / 10e12), (wide, 3 / 10e12), (huge, 3 / 4e12)):
         assert bench_cuda.bound_ms(shape, rates) == pytest.approx(1e3 * 4 * shape.nnz * shape.batch * seconds)
     assert bench_cuda.rates_of("NVIDIA H100 80GB HBM3") is not None

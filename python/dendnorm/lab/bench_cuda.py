@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ._ops import cuda_plan
 from .bench_contenders import OURS, Shape
 
 __all__ = ["SHAPES", "add_variants", "bound_ms", "elapsed_ms", "in_order"]
@@ -89,7 +90,7 @@ def in_order(contenders: Sequence[str], entries: dict[str, dict[str, Any]]) -> l
 
 @dataclass(frozen=True)
 class Rates:
-    """Bytes per second that many scattered loads get, and how much a level holds."""
+    """Bytes per second that many scattered loads get from a level, and the size of L2."""
 
     shared: float
     l2: float
@@ -98,9 +99,8 @@ class Rates:
 
 
 # H100 and H200: shared memory and L2 as measured by github.com/RRZE-HPC/gpu-benches, the memory as NVIDIA names it.
-_HOPPER = Rates(33e12, 9.6e12, 40 << 20, 3.35e12)
-RATES = {"H100": _HOPPER, "H200": Rates(33e12, 9.6e12, 40 << 20, 4.8e12)}
-SLAB_BYTES = 200 << 10
+_HOPPER = Rates(33e12, 9.6e12, 50 << 20, 3.35e12)
+RATES = {"H100": _HOPPER, "H200": Rates(33e12, 9.6e12, 50 << 20, 4.8e12)}
 
 
 def rates_of(name: str) -> Rates | None:
@@ -109,19 +109,12 @@ def rates_of(name: str) -> Rates | None:
 
 
 def bound_ms(shape: Shape, rates: Rates) -> float:
-    """The least time of a training step in float32: three products, each with a load of 4 bytes per multiply-add."""
-
-    def level(neurons: int, others: int) -> float:
-        """The rate of what holds a tile of `neurons` activations that `others` neurons are connected to."""
-        tile = min(32, shape.batch)
-        if 4 * neurons * tile <= SLAB_BYTES and others * shape.batch * shape.density >= 400 * tile:
-            return rates.shared
-        return rates.l2 if 4 * neurons * min(128, shape.batch) <= rates.l2_bytes else rates.memory
-
+    """The least time of a training step in float32: three products, each with a load of 4 bytes per multiply-add, from
+    the level that the kernels' own cost model (cuda/choose.h) has them come from."""
+    plan = cuda_plan(shape.inputs, shape.outputs, shape.nnz, shape.batch,
+                     l2_bytes=rates.l2_bytes, memory_rate=rates.memory)  # fmt: skip
     loaded = 4.0 * shape.nnz * shape.batch
-    gathered = rates.l2 if 4 * shape.outputs * min(128, shape.batch) <= rates.l2_bytes else rates.memory
-    forward = loaded / level(shape.inputs, shape.outputs)
-    return 1e3 * (forward + loaded / level(shape.outputs, shape.inputs) + loaded / gathered)
+    return 1e3 * sum(loaded / getattr(rates, product["level"]) for product in plan.values())
 
 
 def share_of_bound(entry: dict[str, Any], shape: Shape, device: torch.device) -> dict[str, float] | None:

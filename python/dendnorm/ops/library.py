@@ -21,6 +21,7 @@ __all__ = [
     "check_pattern",
     "counter_normal",
     "cpu_capability",
+    "cuda_plan",
     "effective_weight",
     "empty_positions",
     "excise",
@@ -68,6 +69,26 @@ def build_info() -> dict[str, Any]:
 def cpu_capability() -> str:
     """The instruction set that the CPU kernels use: "default", "avx2" or "avx512"."""
     return _C.cpu_capability()
+
+
+def cuda_plan(inputs: int, outputs: int, connections: int, samples: int, **device: float) -> dict[str, dict[str, Any]]:
+    """Which CUDA kernels a training step takes, and what their cost model predicts; needs no GPU and no CUDA build.
+
+    Args:
+        inputs: width of the layer's input; outputs: of its output.
+        connections: how many there are.
+        samples: of the batch.
+        **device: ``processors``, ``shared_bytes``, ``l2_bytes``, ``memory_rate`` (bytes a second), of an H100 unless
+            given; ``element``, bytes of an activation, is 4 unless given.
+
+    Returns:
+        For "forward", "input gradient" and "weight gradient": ``kernel``, ``lanes``, ``seconds`` (calculated),
+        ``bytes`` of activations loaded, and the ``level`` they come from: "shared", "l2" or "memory".
+
+    Raises:
+        ValueError: a size is not positive, or ``element`` not 2, 4 or 8.
+    """
+    return dict(_C.cuda_plan(inputs, outputs, connections, samples, **device))
 
 
 def excitability_start(a: float, b: float, p: float, degree: float) -> float:

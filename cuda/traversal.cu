@@ -5,8 +5,6 @@
 // samples, so 32 / kLanes connections of the row are in work at once; their sums are added at the row's end. The
 // activations come from a packed feature-major matrix through L2 (gather) or from a slab in shared memory, which the
 // block fills itself (slab). The results of a round of rows leave through shared memory, in either order of the output.
-#pragma once
-
 #include "cuda/choose.h"
 #include "cuda/product.h"
 #include "cuda/types.cuh"
@@ -71,8 +69,9 @@ __device__ __forceinline__ void stage_connection(const Product<T>& p, u32 k, u32
 template <class A, class T, int kLanes, bool kSlab>
 __device__ __forceinline__ void sum_connections(const Product<T>& p, u32 begin, u32 end, const std::byte* x,
                                                 u32* wheres, T* values, int lane, T (&sum)[Piece<A>::kCount]) {
-  constexpr int kPer = Piece<A>::kCount, kAtOnce = 32 / kLanes;
-  constexpr int kStage = staged_connections(kLanes), kLoads = loads_in_flight(kLanes), kRound = kLoads * kAtOnce;
+  constexpr int kPer = Piece<A>::kCount;
+  constexpr int kStage = staged_connections(kLanes), kLoads = loads_in_flight(kLanes);
+  constexpr int kRound = round_connections(kLanes);
   const int own = lane / kLanes * kLoads;  // the lane's first connection in a round
   const u32 stride = static_cast<u32>(p.x_neuron), place = static_cast<u32>(lane % kLanes) * 16;
 #pragma unroll
@@ -138,18 +137,27 @@ __device__ __forceinline__ void sum_connections(const Product<T>& p, u32 begin, 
   }
 }
 
-// Writes the results of a round: `rows` segments from `base` on (those below `to`), each the sum of `split` parts in
-// `results`.
+// Which of the `rows` segments from `base` on are too long for the warps of one, as bits; the same in every warp.
+template <class T>
+__device__ __forceinline__ u32 long_rows(const Product<T>& p, u32 base, u32 to, int rows, int lane) {
+  const u32 own = base + lane;
+  u32 count = 0;
+  if (lane < rows && own < to) count = static_cast<u32>(__ldg(p.view.start + own + 1) - __ldg(p.view.start + own));
+  return __ballot_sync(kFullMask, count > p.long_row);
+}
+
+// Writes the results of a round: `rows` segments from `base` on (those below `to` and not among the bits `skipped`),
+// each the sum of `split` parts in `results`.
 template <class A, class T, int kTile, int kPitch>
 __device__ __forceinline__ void write_results(const Product<T>& p, const T* results, u32 base, u32 to, int rows,
-                                              int split, u32 sample, int thread, int threads) {
+                                              u32 skipped, int split, u32 sample, int thread, int threads) {
   const bool feature_major = p.y_sample == static_cast<i64>(sizeof(A));
   const int inner = rows < 8 ? rows : 8;  // rows that are neighbours in a batch-major output, a sector of float32
   for (int e = thread; e < rows * kTile; e += threads) {
     const int r = feature_major ? e / kTile : e % inner + e / inner / kTile * inner;
     const int s = feature_major ? e % kTile : e / inner % kTile;
     const u32 row = base + r;
-    if (row >= to || sample + s >= p.samples) continue;
+    if (row >= to || sample + s >= p.samples || (skipped >> r & 1) != 0) continue;
     T value = results[r * split * kPitch + s];
     for (int part = 1; part < split; ++part) value += results[(r * split + part) * kPitch + s];
     if (p.row_factors != nullptr) {
@@ -168,17 +176,17 @@ constexpr int blocks_at_least(bool slab, int lanes, int element) {
 }
 
 template <class A, class T, int kLanes, bool kSlab>
-__global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLanes, sizeof(A)))
+__global__ void __launch_bounds__(warps_of(kSlab) * 32, blocks_at_least(kSlab, kLanes, sizeof(A)))
     product_kernel(const Product<T> p) {
-  constexpr int kWarps = kSlab ? kSlabWarps : kGatherWarps, kPer = Piece<A>::kCount, kTile = kLanes * kPer;
+  constexpr int kAllWarps = warps_of(kSlab), kPer = Piece<A>::kCount, kTile = kLanes * kPer;
   constexpr int kStage = staged_connections(kLanes), kPitch = kTile + 16 / static_cast<int>(sizeof(T));
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   std::byte* shared = shared_memory<std::byte>();
   std::byte* slab = shared;
   if (kSlab) shared += p.neurons * (kLanes * 16);
   T* values = reinterpret_cast<T*>(shared) + warp * kStage;
-  u32* wheres = reinterpret_cast<u32*>(shared + kWarps * kStage * sizeof(T)) + warp * kStage;
-  T* results = reinterpret_cast<T*>(shared + kWarps * kStage * (sizeof(T) + sizeof(u32)));
+  u32* wheres = reinterpret_cast<u32*>(shared + kAllWarps * kStage * sizeof(T)) + warp * kStage;
+  T* results = reinterpret_cast<T*>(shared + kAllWarps * kStage * (sizeof(T) + sizeof(u32)));
 
   // Rows and connections are counted in 32 bits (there are less than 2^31 of either), and samples in fewer; only
   // products of them with a stride take 64.
@@ -195,41 +203,73 @@ __global__ void __launch_bounds__(kSlab ? 1024 : 256, blocks_at_least(kSlab, kLa
       const int own = lane % kLanes * kPer;
       x = settled(p.x + (sample + own < p.samples ? sample + own : 0) * static_cast<i64>(sizeof(A)));
     }
-    for (u32 base = from; base < to;) {
-      // The rows of this round: one for each `split` warps, or a single long one for all of them.
-      int split = p.split, rows = kWarps / p.split;
-      if constexpr (!kSlab) {
-        const u32 own = base + lane;
-        const bool in_round = lane < rows && own < to;
-        const i32 count = in_round ? __ldg(p.view.start + own + 1) - __ldg(p.view.start + own) : 0;
-        if (__ballot_sync(kFullMask, count > kLongRow) != 0) {
-          split = kWarps;
-          rows = 1;
+    const int rows = kAllWarps / p.split;
+    for (u32 base = from; base < to; base += rows) {
+      // A round of rows: first all that are not long, one for each `split` warps, and then each long one by all warps.
+      const u32 longs = long_rows(p, base, to, rows, lane);
+      u32 left = longs;
+      bool whole = false;
+      do {
+        const int split = whole ? kAllWarps : p.split;
+        const u32 first = whole ? base + __popc((left & (0u - left)) - 1) : base;
+        const u32 row = first + warp / split, skipped = whole ? 0 : longs;
+        u32 begin = 0, end = 0;
+        if (row < to && (skipped >> (row - first) & 1) == 0) {
+          begin = __ldg(p.view.start + row);
+          end = __ldg(p.view.start + row + 1);
+          const u32 part = ((end - begin + split - 1) / split + 31) / 32 * 32;
+          begin += warp % split * part;
+          if (begin < end && end - begin > part) end = begin + part;
         }
-      }
-      const u32 row = base + warp / split;
-      T sum[kPer];
-      u32 begin = 0, end = 0;
-      if (row < to) {
-        begin = __ldg(p.view.start + row);
-        end = __ldg(p.view.start + row + 1);
-        const u32 part = ((end - begin + split - 1) / split + 31) / 32 * 32;
-        begin += warp % split * part;
-        if (begin < end && end - begin > part) end = begin + part;
-      }
-      sum_connections<A, T, kLanes, kSlab>(p, begin, end, x, wheres, values, lane, sum);
-      if (lane < kLanes) {
+        T sum[kPer];
+        sum_connections<A, T, kLanes, kSlab>(p, begin, end, x, wheres, values, lane, sum);
+        if (lane < kLanes) {
 #pragma unroll
-        for (int i = 0; i < kPer; ++i) results[warp * kPitch + lane * kPer + i] = sum[i];
-      }
-      __syncthreads();
-      write_results<A, T, kTile, kPitch>(p, results, base, to, rows, split, sample, thread, kWarps * 32);
-      __syncthreads();
-      base += rows;
+          for (int i = 0; i < kPer; ++i) results[warp * kPitch + lane * kPer + i] = sum[i];
+        }
+        __syncthreads();
+        write_results<A, T, kTile, kPitch>(p, results, first, to, whole ? 1 : rows, skipped, split, sample, thread,
+                                           kAllWarps * 32);
+        __syncthreads();
+        if (whole) left &= left - 1;
+        whole = true;
+      } while (left != 0);
     }
     if constexpr (kSlab) __syncthreads();
   }
 }
 
+template <class A, class T, int kLanes, bool kSlab>
+cudaError_t launch(const Product<T>& p, cudaStream_t stream) {
+  const i64 tiles = divided_up(p.samples, kLanes * Piece<A>::kCount);
+  // Tiles vary slowest, so that the activations of one stay in L2 while all rows go by.
+  const dim3 grid(static_cast<unsigned>(divided_up(p.segments, p.rows_per_block)),
+                  static_cast<unsigned>(tiles < kMaxGridY ? tiles : kMaxGridY));
+  const i64 shared = product_shared_bytes(kSlab, kLanes, sizeof(A), sizeof(T), p.neurons);
+  return launch_kernel(product_kernel<A, T, kLanes, kSlab>, grid, dim3(warps_of(kSlab) * 32),
+                       static_cast<std::size_t>(shared), stream, p);
+}
+
 }  // namespace
+
+template <class T>
+cudaError_t launch_product(Product<T> p, const ProductChoice& choice, Type type, cudaStream_t stream) {
+  if (p.samples == 0 || p.segments == 0) return cudaSuccess;
+  p.split = choice.split;
+  p.rows_per_block = static_cast<u32>(choice.rows_per_block);
+  p.long_row = static_cast<u32>(choice.long_row);
+  return with_type<T>(type, [&](auto a) {
+    using A = decltype(a);
+    if (choice.slab) {
+      return with_lanes<kMaxSlabLanes>(
+          choice.lanes, [&](auto lanes) { return launch<A, T, decltype(lanes)::value, true>(p, stream); });
+    }
+    return with_lanes<kMaxGatherLanes>(
+        choice.lanes, [&](auto lanes) { return launch<A, T, decltype(lanes)::value, false>(p, stream); });
+  });
+}
+
+template cudaError_t launch_product(Product<float>, const ProductChoice&, Type, cudaStream_t);
+template cudaError_t launch_product(Product<double>, const ProductChoice&, Type, cudaStream_t);
+
 }  // namespace dendnorm::cuda

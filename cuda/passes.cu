@@ -3,13 +3,10 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/product.h"
+#include "cuda/workspace.h"
 
 namespace dendnorm::cuda {
 namespace {
-
-constexpr std::int64_t kAlign = 256;
-
-std::int64_t aligned(std::int64_t bytes) { return divided_up(bytes, kAlign) * kAlign; }
 
 int element_of(Type type) {
   switch (type) {
@@ -40,18 +37,6 @@ bool is_packed(const Activations& a, std::int64_t samples) {
 
 std::int64_t pitch_of(std::int64_t samples, int element) { return divided_up(samples * element, 16) * 16; }
 
-// Takes pieces of the workspace; with a null base it only counts.
-struct Pieces {
-  std::byte* base;
-  std::int64_t used = 0;
-
-  std::byte* take(std::int64_t bytes) {
-    std::byte* piece = base == nullptr ? nullptr : base + used;
-    used += aligned(bytes);
-    return piece;
-  }
-};
-
 // Where the gathering kernels read a matrix of activations, and how it gets there.
 struct Packed {
   const std::byte* data = nullptr;
@@ -59,19 +44,12 @@ struct Packed {
   Packing packing;
 };
 
-Packed packed(const Activations& a, std::int64_t samples, std::int64_t neurons, Pieces& pieces) {
+Packed packed(const Activations& a, std::int64_t samples, std::int64_t neurons, Workspace& workspace) {
   const Strided from = strided(a);
   if (is_packed(a, samples)) return {from.data, from.neuron, {}};
   const std::int64_t pitch = pitch_of(samples, element_of(a.type));
-  std::byte* to = pieces.take(neurons * pitch);
+  std::byte* to = workspace.take<std::byte>(neurons * pitch);
   return {to, pitch, {from.data, from.neuron, from.sample, neurons, to, pitch}};
-}
-
-template <class T>
-cudaError_t launch_product(Product<T> p, const ProductChoice& choice, Type type, cudaStream_t stream) {
-  p.split = choice.split;
-  p.rows_per_block = static_cast<std::uint32_t>(choice.rows_per_block);
-  return choice.slab ? launch_slab(p, type, choice.lanes, stream) : launch_gather(p, type, choice.lanes, stream);
 }
 
 // ---- Y = X W^T + bias ----
@@ -83,7 +61,7 @@ struct ForwardPlan {
   bool permute;
   Packed x;
   T* values = nullptr;
-  std::int64_t bytes;
+  std::size_t bytes;
 };
 
 bool is_empty(std::int64_t samples, std::int64_t neurons) { return samples == 0 || neurons == 0; }
@@ -91,14 +69,20 @@ bool is_empty(std::int64_t samples, std::int64_t neurons) { return samples == 0 
 template <class T>
 ForwardPlan<T> plan_forward(const Forward<T>& f, const Device& device) {
   ForwardPlan<T> plan;
-  Pieces pieces{f.workspace};
-  plan.shape = {
-      f.samples, f.outputs, f.inputs, f.connections, element_of(f.x.type), sizeof(T), is_packed(f.x, f.samples)};
+  Workspace workspace(f.workspace);
+  plan.shape = {f.samples,
+                f.outputs,
+                f.inputs,
+                f.connections,
+                element_of(f.x.type),
+                sizeof(T),
+                is_packed(f.x, f.samples),
+                f.rows.perm != nullptr};
   plan.choice = choose_product(plan.shape, device);
-  plan.permute = permutes_values(plan.shape, plan.choice);
-  if (!plan.choice.slab) plan.x = packed(f.x, f.samples, f.inputs, pieces);
-  if (plan.permute) plan.values = reinterpret_cast<T*>(pieces.take(f.connections * static_cast<int>(sizeof(T))));
-  plan.bytes = pieces.used;
+  plan.permute = plan.shape.permuted && permutes_values(plan.shape, plan.choice.lanes);
+  if (!plan.choice.slab) plan.x = packed(f.x, f.samples, f.inputs, workspace);
+  if (plan.permute) plan.values = workspace.take<T>(f.connections);
+  plan.bytes = workspace.bytes();
   return plan;
 }
 
@@ -108,13 +92,13 @@ struct ColumnsPlan {
   ProductChoice choice;
   bool gathers;  // anything that reads packed dY
   Packed dy, x;
-  std::int64_t bytes;
+  std::size_t bytes;
 };
 
 template <class T>
 ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
   ColumnsPlan plan{};
-  Pieces pieces{c.workspace};
+  Workspace workspace(c.workspace);
   const bool gradient = c.gradient != nullptr, product = c.dx.data != nullptr;
   const bool sums = c.bias_gradient != nullptr && (c.dy.feature_major || c.samples > kFewSamples);
   const ProductShape shape{c.samples,
@@ -126,9 +110,9 @@ ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
                            gradient || sums || is_packed(c.dy, c.samples)};
   if (product && !is_empty(c.samples, c.inputs)) plan.choice = choose_product(shape, device);
   plan.gathers = gradient || sums || (product && !plan.choice.slab);
-  if (plan.gathers) plan.dy = packed(c.dy, c.samples, c.outputs, pieces);
-  if (gradient) plan.x = packed(c.x, c.samples, c.inputs, pieces);
-  plan.bytes = pieces.used;
+  if (plan.gathers) plan.dy = packed(c.dy, c.samples, c.outputs, workspace);
+  if (gradient) plan.x = packed(c.x, c.samples, c.inputs, workspace);
+  plan.bytes = workspace.bytes();
   return plan;
 }
 
@@ -138,7 +122,7 @@ std::int64_t dot_parts(std::int64_t connections) { return dot_part_count(connect
 
 template <class T>
 std::size_t forward_workspace(const Forward<T>& f, const Device& device) {
-  return is_empty(f.samples, f.outputs) ? 0 : static_cast<std::size_t>(plan_forward(f, device).bytes);
+  return is_empty(f.samples, f.outputs) ? 0 : plan_forward(f, device).bytes;
 }
 
 template <class T>
@@ -160,7 +144,7 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
   p.y = y.data;
   p.y_neuron = y.neuron;
   p.y_sample = y.sample;
-  if (plan.permute && f.rows.perm != nullptr) {
+  if (plan.permute) {
     DENDNORM_CUDA_TRY(launch_permute(f.values, f.rows.perm, f.connections, plan.values, stream));
     p.values = plan.values;
     p.view.perm = nullptr;
@@ -172,7 +156,7 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
 
 template <class T>
 std::size_t columns_workspace(const Columns<T>& c, const Device& device) {
-  return static_cast<std::size_t>(plan_columns(c, device).bytes);
+  return plan_columns(c, device).bytes;
 }
 
 template <class T>
