@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <string>
 
-#include "core/norm.h"
+#include "core/scale.h"
 #include "cpu/dispatch.h"
 #include "cuda/choose.h"
 
@@ -74,8 +74,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("cpu_capability", &dendnorm::cpu::capability, "The instruction set in use: 'default', 'avx2' or 'avx512'.");
   m.def(
       "excitability_start",
-      [](double a, double b, double p, double degree) { return dendnorm::excitability_start({a, b, p}, degree); },
-      "Where the excitability starts in a layer with this mean in-degree, for a gain of 1.");
+      [](double a, double b, double p, double degree, double deviation) {
+        return dendnorm::excitability_start({a, b, p}, degree, deviation);
+      },
+      "Where the excitability starts in a layer with this mean in-degree, of values with this standard deviation.");
+  m.def("value_deviation", &dendnorm::value_deviation,
+        "Standard deviation of a fresh layer's values, for this mean in-degree and gain.");
   m.def(
       "cuda_plan", &cuda_plan, py::arg("inputs"), py::arg("outputs"), py::arg("connections"), py::arg("samples"),
       py::arg("element") = 4, py::arg("processors") = 132, py::arg("shared_bytes") = 227 << 10,

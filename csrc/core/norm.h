@@ -142,14 +142,4 @@ DENDNORM_HD inline double excitability_gradient(const Row& row, double pull) {
   return row.inverse_d * row.length * pull;
 }
 
-// Where e starts so that a fresh layer's output has about its input's variance: D / sqrt(n) with n the mean number of
-// connections of a neuron and D that of n values from N(0, 1), ||v||_p = (n E|z|^p)^(1/p).
-inline double excitability_start(const Norm& norm, double degree) {
-  if (degree == 0) return 1;
-  // log E|z|^p for a standard normal z: 2^(p/2) Gamma((p + 1) / 2) / sqrt(pi)
-  const double moment = norm.p / 2 * std::log(2.0) + std::lgamma((norm.p + 1) / 2) - std::log(3.141592653589793) / 2;
-  const double log_norm = (std::log(degree) + moment) / norm.p;
-  return std::exp((norm.a - 0.5) * std::log(degree) + norm.b * log_norm);
-}
-
 }  // namespace dendnorm

@@ -10,7 +10,8 @@
 #include <string_view>
 #include <tuple>
 
-#include "ops/checks.h"
+#include "ops/layer.h"
+#include "ops/require.h"
 
 namespace dendnorm::ops {
 namespace {
@@ -22,13 +23,12 @@ std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row
                                       double start, std::string_view name) {
   const char* op = "raw_values";
   const Norm norm = checked_norm(op, a, b, p);
-  TORCH_CHECK(effective.scalar_type() == at::kDouble && effective.dim() == 1 && effective.is_contiguous(), op,
-              ": effective must be a contiguous float64 tensor of shape (nnz,), got ", effective.scalar_type(), " ",
-              effective.sizes());
-  TORCH_CHECK(row_indices.scalar_type() == at::kInt && row_indices.sizes() == effective.sizes() &&
-                  row_indices.is_contiguous(),
-              op, ": row_indices must be a contiguous int32 tensor of effective's shape, got ",
-              row_indices.scalar_type(), " ", row_indices.sizes());
+  require_dtype(op, "effective", effective, {at::kDouble});
+  require_one_dimension(op, "effective", effective);
+  require_contiguous(op, "effective", effective);
+  require_dtype(op, "row_indices", row_indices, {at::kInt});
+  require_shape_of(op, "row_indices", row_indices, "effective", effective);
+  require_contiguous(op, "row_indices", row_indices);
   TORCH_CHECK(rows >= 1, op, ": rows must be at least 1, got ", rows);
   const std::int64_t nnz = effective.numel();
   const auto* row = row_indices.const_data_ptr<std::int32_t>();
@@ -37,10 +37,10 @@ std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row
   }
   const bool is_given = given(excitability);
   if (is_given) {
-    TORCH_CHECK(excitability->scalar_type() == at::kDouble && excitability->is_contiguous() &&
-                    (excitability->numel() == 1 || excitability->numel() == rows),
-                op, ": excitability must be a contiguous float64 tensor of 1 or ", rows, " entries, got ",
-                excitability->scalar_type(), " ", excitability->sizes());
+    require_dtype(op, "excitability", *excitability, {at::kDouble});
+    require_contiguous(op, "excitability", *excitability);
+    TORCH_CHECK(excitability->numel() == 1 || excitability->numel() == rows, op, ": excitability must have 1 or ", rows,
+                " entries, got ", excitability->numel());
   }
   Tensor values = at::empty_like(effective);
   Tensor e = is_given    ? at::empty_like(*excitability)

@@ -18,10 +18,11 @@ class SparseLinear(SparseLayer):
     """``y = x W.T + bias`` with exactly nnz connections, where row i of W is w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i.
 
     Used like ``nn.Linear``: input ``(*, in_features)``, output ``(*, out_features)`` of the input's dtype. A fresh
-    layer draws its connections uniformly without replacement and its values v from N(0, 1); its bias is 0. Edges and
-    values are a function of the seed alone, on every device. The number of connections and every tensor's shape,
-    storage and identity stay the same for the life of the layer, through rewiring and through ``load_state_dict`` too;
-    only ``dendnorm.resize`` changes them.
+    layer draws its connections uniformly without replacement and its values v from N(0, 1 / n), n the mean number of
+    afferents of a neuron (``norms.l0(s=25.0)``, the paper's start: from N(0, 1)); its bias is 0. Edges and values are a
+    function of the seed alone, on every device. The number of connections and every tensor's shape, storage and
+    identity stay the same for the life of the layer, through rewiring and through ``load_state_dict`` too; only
+    ``dendnorm.resize`` changes them.
 
     Formula: Bird and Cuntz, "Dendritic normalisation improves learning in sparsely connected artificial neural
     networks", Eq 1 to 6; the norms are listed in ``dendnorm.norms``.
@@ -87,7 +88,7 @@ class SparseLinear(SparseLayer):
             pattern.in_features, pattern.out_features, pattern.nnz, bias is not None, effective.device, dtype
         )
         norm.check(pattern.out_features, dtype, effective.device)
-        values, excitability = norm.raw_values(effective.detach(), pattern.edges()[0], pattern.crow_indices.diff())
+        values, excitability = norm.raw_values(effective.detach(), pattern.row_indices, pattern.out_features)
         taken = norm.excitability is not None
         norm.initialise(pattern.out_features, pattern.nnz, dtype, effective.device)
         layer.norm = norm
@@ -262,7 +263,7 @@ class SparseLinear(SparseLayer):
         keys = _ops.empty_positions(none, none[:0], self.out_features, self.nnz, seed, 0, 0)
         self._write(Pattern._from_keys(keys, self.out_features, self.in_features))
         values = _ops.counter_normal(self.nnz, seed, 0, 0, dtype=self.weight.dtype, device=torch.device("cpu"))
-        self.weight.copy_(values)
+        self.weight.copy_(values.mul_(self.norm.deviation(self.nnz / self.out_features)))
         if self.bias is not None:
             self.bias.zero_()
 

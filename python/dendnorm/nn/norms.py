@@ -58,10 +58,11 @@ class Norm(nn.Module):
         a, b: exponents, any finite numbers.
         p: order of the norm, finite and at least 1; plays no part where b = 0.
         variable: one e for each output neuron instead of one for all.
-        s: where e starts (the paper: 25). None: such that a fresh layer's output has about its input's variance,
-            times ``gain``: gain D / sqrt(n) with n the layer's mean in-degree and D that of n values from N(0, 1),
-            ||v||_p = (n E|z|^p)^(1/p).
-        gain: see ``s``; plays no part where ``s`` is given.
+        s: where e starts (the paper: 25), with values v from N(0, 1). None: e starts at D of a neuron with the layer's
+            mean in-degree n and values from N(0, gain^2 / n), ||v||_p = gain / sqrt(n) (n E|z|^p)^(1/p), so that v is
+            the effective weight there: a step of v is one of w, and a learning rate means what it means for
+            ``nn.Linear``.
+        gain: the output of a fresh layer has about gain^2 times its input's variance. No part where ``s`` is given.
 
     Attributes:
         excitability: Parameter, shape () or (M,), made when the first layer takes this norm. None before, and always
@@ -158,24 +159,34 @@ class Norm(nn.Module):
         if self.excitability is not None:
             nn.init.constant_(self.excitability, self.start)
 
+    def deviation(self, degree: float) -> float:
+        """Standard deviation of the values of a fresh layer with this mean in-degree.
+
+        1 where ``s`` is given, which is the paper's start; else gain / sqrt(degree), with which the output has about
+        gain^2 times the variance of the input.
+        """
+        return 1.0 if self.s is not None else _ops.value_deviation(degree, self.gain)
+
     def _start(self, degree: float) -> float:
+        """Where e starts: at D of a mean neuron, so that w = v there, unless ``s`` says otherwise."""
         if self.s is not None:
             return self.s
-        return self.gain * _ops.excitability_start(self.a, self.b, self.p, degree)
+        return _ops.excitability_start(self.a, self.b, self.p, degree, self.deviation(degree))
 
     @torch.no_grad()
     def raw_values(
-        self, effective: torch.Tensor, row: torch.Tensor, degrees: torch.Tensor
+        self, effective: torch.Tensor, row_indices: torch.Tensor, rows: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The inverse of the formula: v and e with (e_i / D_i) v_i = the given w_i.
 
         An excitability that is there already is kept, and so is one that ``s`` gives unless b = 1, where the given w
-        decide it. A free one is chosen so that the mean square of v is 1, that of the connections which rewiring adds.
+        decide it. A free one is chosen so that v is w: with one for each neuron, everywhere; with one for all, where a
+        neuron has the mean number of connections (b = 0) or the mean D.
 
         Args:
             effective: (nnz,), w, finite.
-            row: (nnz,), int64, the output neuron of each.
-            degrees: (M,), n_i.
+            row_indices: (nnz,), int32, the output neuron of each.
+            rows: M.
 
         Returns:
             v (nnz,), float64; e of shape () or (M,), float64, or None where there is none.
@@ -186,67 +197,19 @@ class Norm(nn.Module):
         w = effective.double()
         if not self.scales:
             return w, None
-        rows = len(degrees)
-        counted = degrees.double().clamp(min=1)
-        top = w.new_zeros(rows).scatter_reduce_(0, row, w.abs(), "amax")
-        live = top > 0
-        safe = torch.where(live, top, 1.0)
-        unit = w / safe[row]  # divided first: powers of 1e20 would overflow
-        power = w.new_zeros(rows).index_add_(0, row, unit.abs() ** self.p)
-        length = safe * torch.where(live, power, 1.0) ** (1 / self.p)  # ||w_i||_p, 1 where there is nothing to scale
-        fixed = self.excitability.double() if self.excitability is not None else None
-        if fixed is None and self.s is not None and self.b != 1:
-            fixed = torch.full((rows,) if self.variable else (), self.s, dtype=w.dtype, device=w.device)
+        given = self.excitability
+        if given is not None:
+            given = given.detach().double()
+        elif self.s is not None and self.b != 1:
+            given = torch.full((rows,) if self.variable else (), self.s, dtype=torch.float64, device=w.device)
         start = self.start if self.start is not None else self._start(len(w) / rows)
-        square = w.new_zeros(rows).index_add_(0, row, unit**2)
-
-        if fixed is None and self.variable:
-            # Every row its own: v_i = w_i / rms(w_i), and e_i undoes it.
-            rms = safe * torch.where(live, square / counted, 1.0).sqrt()
-            e = torch.where(live, counted**self.a * length**self.b * rms ** (1 - self.b), start)
-            return w / rms[row], e
-        if self.b == 1:
-            return self._raw_of_given_length(w, row, live, counted**self.a * length, fixed, start)
-        if fixed is not None and bool((live & (fixed == 0)).any()):
-            raise ValueError("excitability of norm must not be 0 to represent the given weights, got 0")
-
-        # ||v|| = (||w|| n^a / |e|)^(1 / (1 - b)), along w and with e's sign.
-        def solve(e: torch.Tensor) -> torch.Tensor:
-            scale = (length * counted**self.a / e.abs()) ** (1 / (1 - self.b)) / length
-            return w * (torch.where(live, scale, 1.0) * e.sign())[row]
-
-        if fixed is not None:
-            return solve(fixed), fixed
-        values = solve(w.new_ones(()))
-        size = values.abs().max() if len(values) else w.new_zeros(())
-        if size == 0:
-            return values, w.new_tensor(start)
-        e = (size * (values / size).square().mean().sqrt()) ** (1 - self.b)
-        return solve(e), e
-
-    def _raw_of_given_length(
-        self,
-        w: torch.Tensor,
-        row: torch.Tensor,
-        live: torch.Tensor,
-        needed: torch.Tensor,
-        fixed: torch.Tensor | None,
-        start: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """b = 1: v's length plays no part, so n_i^a ||w_i||_p must be |e|, in every row."""
-        if not bool(live.any()):
-            return w, fixed if fixed is not None else w.new_tensor(start)
-        e = needed[live][0] if fixed is None else fixed
-        off = torch.where(live, (needed / e.abs() - 1).abs(), 0.0)
-        worst = int(off.argmax())
-        if not off[worst] <= 1e-5:
-            raise ValueError(
-                f"norm {self.name!r} must have n_i^a ||w_i||_p = |e| in every row to represent the given weights, got"
-                f" {needed[worst]:g} in row {worst} where e is {float(e.abs().expand_as(needed)[worst]):g};"
-                ' one excitability for each neuron ("lp-variable:P", "weight_norm", "joint") can'
-            )
-        rms = w.square().mean().sqrt()
-        return w * e.sign().expand_as(needed)[row] / (rms if rms > 0 else 1.0), e
+        tensors = [None if tensor is None else tensor.cpu().contiguous() for tensor in (w, row_indices, given)]
+        try:
+            v, e = _ops.raw_values(tensors[0], tensors[1], rows, self.a, self.b, self.p, self.variable, tensors[2],
+                                   start, self.name)  # fmt: skip
+        except RuntimeError as error:
+            raise ValueError(str(error).partition("\n")[0]) from None
+        return v.to(w.device), e.to(w.device)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Norm:
         return super()._apply(keeps_values(fn), recurse)

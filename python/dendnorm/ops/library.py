@@ -28,9 +28,11 @@ __all__ = [
     "excitability_start",
     "has_kernel",
     "raise_fault",
+    "raw_values",
     "replace_connections",
     "sparse_linear",
     "transpose_pattern",
+    "value_deviation",
     "weakest",
 ]
 
@@ -53,6 +55,7 @@ replace_connections = torch.ops.dendnorm.replace_connections.default
 carry_ = torch.ops.dendnorm.carry_.default
 assign_ = torch.ops.dendnorm.assign_.default
 raise_fault = torch.ops.dendnorm.raise_fault.default
+raw_values = torch.ops.dendnorm.raw_values.default
 
 
 def has_kernel(op: str, device: torch.device) -> bool:
@@ -91,6 +94,11 @@ def cuda_plan(inputs: int, outputs: int, connections: int, samples: int, **devic
     return dict(_C.cuda_plan(inputs, outputs, connections, samples, **device))
 
 
-def excitability_start(a: float, b: float, p: float, degree: float) -> float:
-    """Where e of a norm starts in a layer of this mean in-degree so that its output has about its input's variance."""
-    return _C.excitability_start(a, b, p, degree)
+def excitability_start(a: float, b: float, p: float, degree: float, deviation: float) -> float:
+    """D of a neuron with so many connections, of values with this standard deviation: where e starts, so that w = v."""
+    return _C.excitability_start(a, b, p, degree, deviation)
+
+
+def value_deviation(degree: float, gain: float) -> float:
+    """Standard deviation of a fresh layer's values, so that its output has about gain^2 times its input's variance."""
+    return _C.value_deviation(degree, gain)
