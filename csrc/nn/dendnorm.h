@@ -91,11 +91,12 @@ class DENDNORM_API NormImpl : public torch::nn::Cloneable<NormImpl> {
   friend class SparseLinearImpl;
   friend class NormFactory;
 
+  double deviation(double degree) const;
   double start_for(double degree) const;
   void check(const SparseLinearImpl& layer) const;
   void initialise(const SparseLinearImpl& layer);
-  std::pair<torch::Tensor, torch::Tensor> raw_values(const torch::Tensor& effective, const torch::Tensor& row,
-                                                     const torch::Tensor& degrees) const;
+  std::pair<torch::Tensor, torch::Tensor> raw_values(const torch::Tensor& effective, const torch::Tensor& row_indices,
+                                                     int64_t rows) const;
 
   std::optional<double> start_;
   std::string alias_;

@@ -1,5 +1,5 @@
 // Norms: which member of the family, and its excitability.
-#include "core/norm.h"
+#include "core/scale.h"
 
 #include <ATen/TensorIndexing.h>
 #include <ATen/TensorOperators.h>
@@ -11,6 +11,7 @@
 
 #include "nn/dendnorm.h"
 #include "nn/move.h"
+#include "ops/call.h"
 
 namespace dendnorm::nn {
 namespace {
@@ -29,28 +30,6 @@ const NormOptions& checked(const NormOptions& options) {
   if (options.s().has_value()) check_finite("s", *options.s());
   check_finite("gain", options.gain());
   return options;
-}
-
-// Of each row, or of each entry through its row: `otherwise` in rows where nothing is alive.
-Tensor where(const Tensor& alive, const Tensor& values, double otherwise) {
-  return at::where(alive, values, at::full({}, otherwise, values.options()));
-}
-
-// b = 1: v's length plays no part, so n_i^a ||w_i||_p must be |e|, in every row.
-std::pair<Tensor, Tensor> raw_of_given_length(const std::string& name, const Tensor& w, const Tensor& row,
-                                              const Tensor& live, const Tensor& needed, const Tensor& fixed,
-                                              double start) {
-  if (!live.any().item<bool>()) return {w, fixed.defined() ? fixed : w.new_full({}, start)};
-  const Tensor e = fixed.defined() ? fixed : needed.masked_select(live)[0];
-  const Tensor off = where(live, (needed / e.abs() - 1).abs(), 0);
-  const auto worst = off.argmax().item<int64_t>();
-  TORCH_CHECK_VALUE(off[worst].item<double>() <= 1e-5, "norm '", name,
-                    "' must have n_i^a ||w_i||_p = |e| in every row to represent the given weights, got ",
-                    needed[worst].item<double>(), " in row ", worst, " where e is ",
-                    e.abs().expand_as(needed)[worst].item<double>(),
-                    "; one excitability for each neuron (\"lp-variable:P\", \"weight_norm\", \"joint\") can");
-  const Tensor rms = w.square().mean().sqrt();
-  return {w * e.sign().expand_as(needed).index({row}) / (rms.item<double>() > 0 ? rms : at::ones({}, w.options())), e};
 }
 
 }  // namespace
@@ -81,9 +60,13 @@ std::string NormImpl::name() const {
   return text.str();
 }
 
+double NormImpl::deviation(double degree) const {
+  return options.s().has_value() ? 1.0 : value_deviation(degree, options.gain());
+}
+
 double NormImpl::start_for(double degree) const {
   if (options.s().has_value()) return *options.s();
-  return options.gain() * excitability_start({options.a(), options.b(), options.p()}, degree);
+  return excitability_start({options.a(), options.b(), options.p()}, degree, deviation(degree));
 }
 
 void NormImpl::check(const SparseLinearImpl& layer) const {
@@ -133,49 +116,21 @@ void NormImpl::pretty_print(std::ostream& stream) const {
 }
 
 // The inverse of the formula: v and e, float64, with (e_i / D_i) v_i = the given w_i. An excitability that is there
-// already is kept, and so is one that `s` gives unless b = 1, where the given w decide it. A free one is chosen so that
-// the mean square of v is 1, that of the connections which rewiring adds.
-std::pair<Tensor, Tensor> NormImpl::raw_values(const Tensor& effective, const Tensor& row,
-                                               const Tensor& degrees) const {
-  const Tensor w = effective.to(at::kDouble);
-  if (!scales()) return {w, Tensor()};
-  const double a = options.a(), b = options.b(), p = options.p();
-  const bool variable = options.variable();
-  const int64_t rows = degrees.numel();
-  const Tensor counted = degrees.to(at::kDouble).clamp_min(1);
-  const Tensor top = w.new_zeros({rows}).scatter_reduce_(0, row, w.abs(), "amax");
-  const Tensor live = top > 0;
-  const Tensor safe = where(live, top, 1);
-  const Tensor unit = w / safe.index({row});  // divided first: powers of 1e20 would overflow
-  const Tensor power = w.new_zeros({rows}).index_add_(0, row, unit.abs().pow(p));
-  const Tensor length = safe * where(live, power, 1).pow(1 / p);  // ||w_i||_p, 1 where there is nothing to scale
-  Tensor fixed = excitability.defined() ? excitability.detach().to(at::kDouble) : Tensor();
-  if (!fixed.defined() && options.s().has_value() && b != 1) {
-    fixed = w.new_full(variable ? std::vector<int64_t>{rows} : std::vector<int64_t>{}, *options.s());
+// already is kept, and so is one that `s` gives unless b = 1, where the given w decide it.
+std::pair<Tensor, Tensor> NormImpl::raw_values(const Tensor& effective, const Tensor& row_indices, int64_t rows) const {
+  const Tensor w = effective.to(at::kCPU, at::kDouble).contiguous();
+  if (!scales()) return {w.to(effective.device()), Tensor()};
+  std::optional<Tensor> given;
+  if (excitability.defined()) {
+    given = excitability.detach().to(at::kCPU, at::kDouble).contiguous();
+  } else if (options.s().has_value() && options.b() != 1) {
+    given = at::full(options.variable() ? std::vector<int64_t>{rows} : std::vector<int64_t>{}, *options.s(), w.options());
   }
   const double start = start_.value_or(start_for(static_cast<double>(w.numel()) / static_cast<double>(rows)));
-
-  if (!fixed.defined() && variable) {
-    // Every row its own: v_i = w_i / rms(w_i), and e_i undoes it.
-    const Tensor square = w.new_zeros({rows}).index_add_(0, row, unit.square());
-    const Tensor rms = safe * where(live, square / counted, 1).sqrt();
-    return {w / rms.index({row}), where(live, counted.pow(a) * length.pow(b) * rms.pow(1 - b), start)};
-  }
-  if (b == 1) return raw_of_given_length(name(), w, row, live, counted.pow(a) * length, fixed, start);
-  TORCH_CHECK_VALUE(!fixed.defined() || !live.logical_and(fixed == 0).any().item<bool>(),
-                    "excitability of norm must not be 0 to represent the given weights, got 0");
-
-  // ||v|| = (||w|| n^a / |e|)^(1 / (1 - b)), along w and with e's sign.
-  const auto solve = [&](const Tensor& e) {
-    const Tensor scale = (length * counted.pow(a) / e.abs()).pow(1 / (1 - b)) / length;
-    return w * (where(live, scale, 1) * e.sign()).index({row});
-  };
-  if (fixed.defined()) return {solve(fixed), fixed};
-  const Tensor values = solve(at::ones({}, w.options()));
-  const Tensor size = w.numel() > 0 ? values.abs().max() : at::zeros({}, w.options());
-  if (size.item<double>() == 0) return {values, w.new_full({}, start)};
-  const Tensor e = (size * (values / size).square().mean().sqrt()).pow(1 - b);
-  return {solve(e), e};
+  const dendnorm::Norm norm{options.a(), options.b(), options.p()};
+  const auto [values, e] = ops::call_raw_values(w, row_indices.cpu().contiguous(), rows, norm, options.variable(), given,
+                                                start, name());
+  return {values.to(effective.device()), e.to(effective.device())};
 }
 
 class NormFactory {

@@ -20,6 +20,14 @@
 namespace dendnorm {
 namespace {
 
+// The root mean square of values, to ten binary digits: so every device finds the same; 1 where there are none.
+at::Tensor spread(const at::Tensor& values) {
+  if (values.numel() == 0) return at::ones({}, values.options().dtype(at::kDouble));
+  const auto [mantissa, exponent] = at::frexp(values.to(at::kDouble).square().mean().sqrt());
+  return at::ldexp((mantissa * 1024).round() / 1024, exponent);
+}
+
+
 using at::Tensor;
 using nn::SparseLinearImpl;
 
@@ -158,7 +166,8 @@ Tensor SET::grow(SparseLinearImpl& layer, const Tensor& ccol_indices, const Tens
 }
 
 Tensor SET::draw(SparseLinearImpl& layer, int64_t k, int64_t step, int64_t index, torch::Device device) {
-  return ops::call_counter_normal(k, options_.seed(), step, index, layer.weight.scalar_type(), device);
+  const Tensor drawn = ops::call_counter_normal(k, options_.seed(), step, index, layer.weight.scalar_type(), device);
+  return drawn.mul_(spread(layer.weight.detach()).to(device, drawn.scalar_type()));
 }
 
 std::vector<Tensor> SET::state_tensors(torch::optim::OptimizerParamState& state) {

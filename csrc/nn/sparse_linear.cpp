@@ -141,7 +141,9 @@ void SparseLinearImpl::draw(int64_t seed) {
   const Tensor keys = ops::call_empty_positions(none, none.slice(0, 0, 0), m, nnz(), seed, 0, 0);
   const auto [ccol, row] = pattern_of_keys(keys, m, options.in_features());
   write_pattern(ccol, row);
-  weight.copy_(ops::call_counter_normal(nnz(), seed, 0, 0, weight.scalar_type(), torch::kCPU));
+  const double degree = static_cast<double>(nnz()) / static_cast<double>(options.out_features());
+  weight.copy_(
+      ops::call_counter_normal(nnz(), seed, 0, 0, weight.scalar_type(), torch::kCPU).mul_(norm->deviation(degree)));
   if (bias.defined()) bias.zero_();
 }
 
@@ -277,7 +279,7 @@ std::shared_ptr<SparseLinearImpl> SparseLinearImpl::of_weights(const SparseLinea
   layer->write_pattern(ccol, row);
   norm->check(*layer);
   const bool taken = norm->excitability.defined();
-  const auto [values, excitability] = norm->raw_values(effective, layer->edges().row, layer->crow_indices.diff());
+  const auto [values, excitability] = norm->raw_values(effective, layer->row_indices, layer->options.out_features());
   norm->initialise(*layer);
   layer->adopt(norm);
   layer->weight.copy_(values);

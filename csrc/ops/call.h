@@ -107,6 +107,17 @@ inline at::Tensor call_counter_normal(std::int64_t n, std::int64_t seed, std::in
   return op(n, seed, step, layer, dtype, device);
 }
 
+inline std::tuple<at::Tensor, at::Tensor> call_raw_values(const at::Tensor& effective, const at::Tensor& row_indices,
+                                                          std::int64_t rows, const Norm& norm, bool variable,
+                                                          const OptionalTensor& excitability, double start,
+                                                          std::string_view name) {
+  using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, std::int64_t, double,
+                                                       double, double, bool, const OptionalTensor&, double,
+                                                       std::string_view);
+  static const Op<Signature> op("dendnorm::raw_values");
+  return op(effective, row_indices, rows, norm.a, norm.b, norm.p, variable, excitability, start, name);
+}
+
 inline void call_carry_(at::Tensor values, const at::Tensor& source, const at::Tensor& fill) {
   using Signature = void(at::Tensor&, const at::Tensor&, const at::Tensor&, bool, const OptionalTensor&);
   static const Op<Signature> op("dendnorm::carry_");

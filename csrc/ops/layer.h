@@ -29,6 +29,9 @@ struct Gradients {
 using Tensor2 = std::tuple<at::Tensor, at::Tensor>;
 using Tensor4 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
+// a, b and p that are finite, p at least 1.
+void check_norm(const char* op, const Norm& norm);
+
 // Each checks an op's arguments, but for what the pattern's indices are, which is checked when a pattern is made
 // (check_pattern), and gives the op's uninitialised results.
 

@@ -7,6 +7,13 @@
 #include "ops/layer.h"
 
 namespace dendnorm::ops {
+void check_norm(const char* op, const Norm& norm) {
+  TORCH_CHECK(std::isfinite(norm.a), "dendnorm::", op, ": a must be a finite number, got ", norm.a);
+  TORCH_CHECK(std::isfinite(norm.b), "dendnorm::", op, ": b must be a finite number, got ", norm.b);
+  TORCH_CHECK(std::isfinite(norm.p) && norm.p >= 1, "dendnorm::", op, ": p must be a finite number of at least 1, got ",
+              norm.p);
+}
+
 namespace {
 
 using at::Tensor;
@@ -14,13 +21,6 @@ using at::Tensor;
 struct Sizes {
   c10::SymInt inputs, outputs, connections;
 };
-
-void check_norm(const char* op, const Norm& norm) {
-  TORCH_CHECK(std::isfinite(norm.a), "dendnorm::", op, ": a must be a finite number, got ", norm.a);
-  TORCH_CHECK(std::isfinite(norm.b), "dendnorm::", op, ": b must be a finite number, got ", norm.b);
-  TORCH_CHECK(std::isfinite(norm.p) && norm.p >= 1, "dendnorm::", op, ": p must be a finite number of at least 1, got ",
-              norm.p);
-}
 
 void check_indices(const char* op, const char* name, const Tensor& indices, const Tensor& weight) {
   require_dtype(op, name, indices, {at::kInt});

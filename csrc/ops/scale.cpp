@@ -22,7 +22,8 @@ std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row
                                       double b, double p, bool variable, const OptionalTensor& excitability,
                                       double start, std::string_view name) {
   const char* op = "raw_values";
-  const Norm norm = checked_norm(op, a, b, p);
+  const Norm norm{a, b, p};
+  check_norm(op, norm);
   require_dtype(op, "effective", effective, {at::kDouble});
   require_one_dimension(op, "effective", effective);
   require_contiguous(op, "effective", effective);

@@ -207,7 +207,7 @@ class Norm(nn.Module):
         try:
             v, e = _ops.raw_values(tensors[0], tensors[1], rows, self.a, self.b, self.p, self.variable, tensors[2],
                                    start, self.name)  # fmt: skip
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ValueError(str(error).partition("\n")[0]) from None
         return v.to(w.device), e.to(w.device)
 

@@ -14,6 +14,7 @@ import torch
 from ..ops import library as _ops
 from .observing import ACTIVATIONS, GRADIENTS, GROWS, Reduce, Turn, strongest_empty
 from .similarity import Similarity
+from .values import check_start, fresh_values
 
 __all__ = ["Cosine", "Gradient", "Grow", "Random", "resolve"]
 
@@ -44,22 +45,18 @@ class Grow(Protocol):
 
 
 class _Values:
-    """New values "normal", from N(0, 1) as those of a fresh layer, or "zero"."""
+    """New values: "matched", with the spread that the layer has; "normal", from N(0, 1), as the paper; or "zero"."""
 
     start: str
 
     def __post_init__(self) -> None:
-        if self.start not in ("normal", "zero"):
-            raise ValueError(f'start must be "normal" or "zero", got {self.start!r}')
+        check_start(self.start)
         block = getattr(self, "block", 1)
         if isinstance(block, bool) or not isinstance(block, int) or block < 1:
             raise ValueError(f"block must be an int of at least 1, got {block!r}")
 
     def values(self, turn: Turn) -> torch.Tensor:
-        dtype = turn.layer.weight.dtype
-        if self.start == "zero":
-            return torch.zeros(turn.k, dtype=dtype, device=turn.device)
-        return _ops.counter_normal(turn.k, turn.seed, turn.step, turn.index, dtype=dtype, device=turn.device)
+        return fresh_values(turn.layer, turn.k, turn.seed, turn.step, turn.index, turn.device, self.start)
 
 
 @dataclass(frozen=True)
@@ -67,10 +64,11 @@ class Random(_Values):
     """Uniformly at random, as in SET; a function of (seed, step, layer) and the pattern, on every device and rank.
 
     Args:
-        start: "normal": new values from N(0, 1). "zero".
+        start: of the new values: "matched", normal with the spread that the layer's values have, so that a rewiring
+            keeps its scale; "normal", from N(0, 1), as in the paper; or "zero".
     """
 
-    start: str = "normal"
+    start: str = "matched"
     looks_at: ClassVar[tuple[str, ...]] = ()
 
     def positions(self, turn: Turn, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
@@ -93,7 +91,7 @@ class Gradient(_Values):
     winners", ICML 2020, algorithm 1.
 
     Args:
-        start: "zero", as there, or "normal".
+        start: "zero", as there, "matched" or "normal".
         reduce: sums a tensor over all ranks in place, for example ``torch.distributed.all_reduce``. A distributed run
             needs it: every rank sees its own share of the batch, and without the sum their patterns drift apart. Whole
             blocks travel, N M numbers for each layer and rewiring.
@@ -127,14 +125,14 @@ class Cosine(_Values):
     Args:
         activation: what the network applies to the layer's outputs, for example ``torch.relu``; None: nothing.
         absolute: compare |cos| instead of cos.
-        start: of the new values: "normal", from N(0, 1), or "zero".
+        start: of the new values: "matched", "normal" or "zero", as for ``Random``.
         reduce: sums a tensor over all ranks in place; as for ``Gradient``.
         block: similarities to hold at a time; at least one column's are.
     """
 
     activation: Callable[[torch.Tensor], torch.Tensor] | None = None
     absolute: bool = False
-    start: str = "normal"
+    start: str = "matched"
     reduce: Reduce | None = None
     block: int = _BLOCK
     looks_at: ClassVar[tuple[str, ...]] = (ACTIVATIONS,)
