@@ -130,14 +130,6 @@ int groups_of(const Tiles& tiles, i64 sums) {
 
 // ---- Tiles of the batch ----
 
-i64 Tiles::count() const { return full + tails; }
-i64 Tiles::wide() const { return full + (tails > 0); }
-int Tiles::width_of(i64 t) const { return t < full ? width : tail[t - full]; }
-i64 Tiles::begin(i64 t) const { return t <= full ? t * width : full * width + tail[0]; }
-i64 Tiles::samples_of(i64 t) const { return std::min<i64>(width_of(t), samples - begin(t)); }
-i64 Tiles::total() const { return full * width + (tails > 0 ? tail[0] : 0) + (tails > 1 ? tail[1] : 0); }
-i64 Tiles::room(i64 neurons) const { return count() == 0 ? 0 : width_of(0) * neurons; }
-
 Tiles tiles_of(i64 samples, int widest) {
   if (samples == 1) return {1, 1, 1, {0, 0}, 0};
   Tiles tiles{samples, samples / widest, widest, {0, 0}, 0};
@@ -154,8 +146,6 @@ Tiles tiles_of(i64 samples, int widest) {
 
 // ---- Shares of the threads ----
 
-i64 share_begin(i64 items, i64 thread, int threads) { return items * thread / threads; }
-
 i64 grain_begin(i64 neurons, i64 part, i64 parts) {
   return std::min(neurons, divided_up(neurons, kGrain) * part / parts * kGrain);
 }
@@ -167,8 +157,6 @@ i64 part_begin(const i32* start, i64 segments, i64 part, i64 parts) {
   const i64 segment = segment_at(start, segments, cost / parts * part);
   return std::min(segments, (segment + kGrain / 2) / kGrain * kGrain);
 }
-
-bool Sharing::packs(i64 item, i64 first) const { return parts == 1 || item == first; }
 
 // ---- Plans ----
 
@@ -229,8 +217,6 @@ ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths) {
   plan.workspace_bytes = workspace.bytes();
   return plan;
 }
-
-i64 ColumnsPlan::first_tile(i64 group) const { return group == groups ? tiles.count() : tiles.wide() / groups * group; }
 
 template ForwardPlan plan_forward(const Forward<float>&, const Widths&);
 template ForwardPlan plan_forward(const Forward<double>&, const Widths&);

@@ -4,14 +4,15 @@
 // What decides the order of an addition follows from the shape alone: the tiles, their groups and the parts of a single
 // sample. Threads and addresses decide the rest, and so no bit of a result.
 //
-// Compiled once, for any processor, and used by kernels that are compiled for a newer one. So no function here is
-// inline: the linker might keep the newer processor's copy of it.
+// Compiled once, for any processor, and used by kernels that are compiled for a newer one. So no function here may be
+// copied into their objects, of which the linker might keep one: what is not declared only is always inlined.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "core/layer.h"
+#include "core/macros.h"
 #include "cpu/kernels.h"
 
 namespace dendnorm::cpu {
@@ -29,13 +30,20 @@ struct Tiles {
   int tail[2];
   int tails;
 
-  std::int64_t count() const;
-  std::int64_t wide() const;  // with the narrower ones as one
-  int width_of(std::int64_t t) const;
-  std::int64_t begin(std::int64_t t) const;       // the first sample
-  std::int64_t samples_of(std::int64_t t) const;  // at most the width; the rest is padding
-  std::int64_t total() const;                     // samples and padding
-  std::int64_t room(std::int64_t neurons) const;  // elements of the largest tile
+  DENDNORM_INLINE std::int64_t count() const { return full + tails; }
+  DENDNORM_INLINE std::int64_t wide() const { return full + (tails > 0); }  // with the narrower ones as one
+  DENDNORM_INLINE int width_of(std::int64_t t) const { return t < full ? width : tail[t - full]; }
+  // The first sample.
+  DENDNORM_INLINE std::int64_t begin(std::int64_t t) const { return t <= full ? t * width : full * width + tail[0]; }
+  // At most the width; the rest is padding.
+  DENDNORM_INLINE std::int64_t samples_of(std::int64_t t) const {
+    const std::int64_t left = samples - begin(t);
+    return left < width_of(t) ? left : width_of(t);
+  }
+  // Samples and padding.
+  DENDNORM_INLINE std::int64_t total() const { return full * width + tail[0] + tail[1]; }
+  // Elements of the largest tile.
+  DENDNORM_INLINE std::int64_t room(std::int64_t neurons) const { return count() == 0 ? 0 : width_of(0) * neurons; }
 };
 
 Tiles tiles_of(std::int64_t samples, int widest);
@@ -43,7 +51,9 @@ Tiles tiles_of(std::int64_t samples, int widest);
 // ---- Shares of the threads ----
 
 // Where the share of thread `thread` of so many begins among the items.
-std::int64_t share_begin(std::int64_t items, std::int64_t thread, int threads);
+DENDNORM_INLINE std::int64_t share_begin(std::int64_t items, std::int64_t thread, int threads) {
+  return items * thread / threads;
+}
 
 // Where part `part` of `parts` of the neurons begins: whole grains.
 std::int64_t grain_begin(std::int64_t neurons, std::int64_t part, std::int64_t parts);
@@ -59,7 +69,7 @@ struct Sharing {
   bool alone;
 
   // Whether a thread that began with item `first` and packs alone has yet to pack the tiles of `item`.
-  bool packs(std::int64_t item, std::int64_t first) const;
+  DENDNORM_INLINE bool packs(std::int64_t item, std::int64_t first) const { return parts == 1 || item == first; }
 };
 
 // Tiles that all threads pack together: so many parts of each, and none where each packs alone or nobody packs.
@@ -103,7 +113,9 @@ struct ColumnsPlan {
   Region slabs, scaled, sums, gradients;  // of dy; the values times factors; for the bias; of groups but the first
   std::size_t workspace_bytes;
 
-  std::int64_t first_tile(std::int64_t group) const;
+  DENDNORM_INLINE std::int64_t first_tile(std::int64_t group) const {
+    return group == groups ? tiles.count() : tiles.wide() / groups * group;
+  }
 };
 
 // The plan depends on where the activations lie, too, but not on what they or the tables hold.

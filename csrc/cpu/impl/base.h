@@ -2,8 +2,9 @@
 //
 // These files are compiled once for every instruction set. So everything in them has internal linkage, and nothing
 // comes from the standard library's templates or is an inline function of another header: otherwise the linker might
-// keep a copy compiled for a newer processor than the one that runs it. What is shared is declared only, as in
-// cpu/plan.h, or has internal linkage itself, as core/float16.h. tests/cpp/symbols.cmake checks the objects.
+// keep a copy compiled for a newer processor than the one that runs it. What is shared is declared only or always
+// inlined, as in cpu/plan.h, or has internal linkage itself, as core/float16.h. tests/cpp/symbols.cmake checks the
+// objects.
 //
 // A set is a header and a source in csrc/cpu/isa. For T = float and double they define
 //
@@ -22,10 +23,9 @@
 #include <cstdint>
 
 #include "core/float16.h"
+#include "core/macros.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
-
-#define DENDNORM_INLINE __attribute__((always_inline)) inline
 
 namespace {
 
