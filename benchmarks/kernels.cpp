@@ -21,6 +21,7 @@
 #include "core/pattern.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
+#include "cpu/plan.h"
 
 namespace {
 
@@ -136,7 +137,7 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
   for (i64 k = 0; k < outputs * samples; ++k) dy[k] = normal(random);
 
   const Threads with{run_pool, threads};
-  const Kernels& set = kernels();
+  const KernelsOf<float>& set = kernels<float>();
   const auto activations = [&](float* data, i64 neurons) {
     return dendnorm::Activations{data, feature_major ? samples : neurons, feature_major, dendnorm::Type::kFloat32};
   };
@@ -152,8 +153,6 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
   f.values = values.get();
   f.bias = bias.get();
   f.threads = with;
-  const auto forward_room = array<std::byte>(static_cast<i64>(set.forward_workspace_f32(f)));
-  f.workspace = forward_room.get();
   Columns<float> c{};
   c.samples = samples;
   c.inputs = inputs;
@@ -167,16 +166,16 @@ Times measure(i64 inputs, i64 outputs, i64 samples, double density, int threads,
   c.gradient = gradient.get();
   c.bias_gradient = bias_gradient.get();
   c.threads = with;
-  const auto columns_room = array<std::byte>(static_cast<i64>(set.columns_workspace_f32(c)));
-  c.workspace = columns_room.get();
+  const auto forward_room = array<std::byte>(static_cast<i64>(plan_forward(f, set.widths).workspace_bytes));
+  const auto columns_room = array<std::byte>(static_cast<i64>(plan_columns(c, set.widths).workspace_bytes));
 
   std::vector<double> forward, columns;
   const double end = now() + seconds;
   while (now() < end || forward.size() < 5) {
     const double start = now();
-    set.forward_f32(f);
+    set.forward(f, plan_forward(f, set.widths), forward_room.get());
     const double middle = now();
-    set.columns_f32(c);
+    set.columns(c, plan_columns(c, set.widths), columns_room.get());
     columns.push_back(now() - middle);
     forward.push_back(middle - start);
   }

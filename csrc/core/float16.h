@@ -1,5 +1,5 @@
 // The 16-bit types by their bits, for the kernels of both devices. Internal linkage, for the reason given in
-// cpu/kernels_impl.h.
+// cpu/impl/base.h.
 #pragma once
 
 #include <cstdint>

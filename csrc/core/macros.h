@@ -1,4 +1,4 @@
-// What lets one function compile for the host and for the device.
+// What lets one function compile for the host and for the device, and what leaves no copy of a function for the linker.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -6,3 +6,5 @@
 #else
 #define DENDNORM_HD
 #endif
+
+#define DENDNORM_INLINE __attribute__((always_inline)) inline

@@ -48,7 +48,7 @@ const char* capability() {
   }
 }
 
-const Kernels& kernels() {
+const Kernels& chosen_kernels() {
 #ifdef DENDNORM_X86
   switch (chosen_capability()) {
     case Capability::kAvx512: return kernels_avx512();

@@ -29,8 +29,7 @@ struct Forward {
   View rows, columns;  // rows with perm
   const T* values;
   Factors<T> factors;
-  const T* bias;         // null: none
-  std::byte* workspace;  // forward_workspace bytes, aligned to 64
+  const T* bias;  // null: none
   Threads threads;
 };
 
@@ -53,20 +52,30 @@ struct Columns {
   const double* dot_weights;  // (M,), null: not wanted, or row_scale in its place
   double* dots;               // (N,), null: not wanted; sum over column j of dot_weights[row] G v, before `finish`
   T* bias_gradient;           // (M,), null: not wanted
-  std::byte* workspace;       // columns_workspace bytes, aligned to 64
   Threads threads;
 };
 
-// What an instruction set offers.
-struct Kernels {
-  void (*forward_f32)(const Forward<float>&);
-  void (*forward_f64)(const Forward<double>&);
-  void (*columns_f32)(const Columns<float>&);
-  void (*columns_f64)(const Columns<double>&);
-  std::size_t (*forward_workspace_f32)(const Forward<float>&);
-  std::size_t (*forward_workspace_f64)(const Forward<double>&);
-  std::size_t (*columns_workspace_f32)(const Columns<float>&);
-  std::size_t (*columns_workspace_f64)(const Columns<double>&);
+// The widest tiles of an instruction set, in samples: of the forward pass and of the pass over the columns.
+struct Widths {
+  int forward, columns;
+};
+
+struct ForwardPlan;  // cpu/plan.h, which makes them of the same arguments and of `widths`
+struct ColumnsPlan;
+
+// What an instruction set offers for T. The workspace has the plan's size and is aligned to 64 bytes.
+template <class T>
+struct KernelsOf {
+  Widths widths;
+  void (*forward)(const Forward<T>&, const ForwardPlan&, std::byte* workspace);
+  void (*columns)(const Columns<T>&, const ColumnsPlan&, std::byte* workspace);
+};
+
+struct Kernels : KernelsOf<float>, KernelsOf<double> {
+  template <class T>
+  const KernelsOf<T>& of() const {
+    return *this;
+  }
 };
 
 const Kernels& kernels_generic();
@@ -74,6 +83,11 @@ const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 
 // The set chosen for this processor.
-const Kernels& kernels();
+const Kernels& chosen_kernels();
+
+template <class T>
+const KernelsOf<T>& kernels() {
+  return chosen_kernels().of<T>();
+}
 
 }  // namespace dendnorm::cpu

@@ -10,7 +10,6 @@
 #include <new>
 #include <numeric>
 #include <optional>
-#include <type_traits>
 #include <vector>
 
 #if defined(__x86_64__)
@@ -22,6 +21,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
+#include "cpu/plan.h"
 #include "ops/layer_ops.h"
 
 #ifndef INTRA_OP_PARALLEL
@@ -157,18 +157,19 @@ struct RowScale {
 };
 
 template <class T>
+void run_forward(cpu::Forward<T>& f) {
+  const auto& kernels = cpu::kernels<T>();
+  f.threads = threads();
+  const cpu::ForwardPlan plan = cpu::plan_forward(f, kernels.widths);
+  kernels.forward(f, plan, Workspace(plan.workspace_bytes).data());
+}
+
+template <class T>
 void run_columns(cpu::Columns<T>& c) {
-  const auto& kernels = cpu::kernels();
+  const auto& kernels = cpu::kernels<T>();
   c.threads = threads();
-  if constexpr (std::is_same_v<T, float>) {
-    const Workspace workspace(kernels.columns_workspace_f32(c));
-    c.workspace = workspace.data();
-    kernels.columns_f32(c);
-  } else {
-    const Workspace workspace(kernels.columns_workspace_f64(c));
-    c.workspace = workspace.data();
-    kernels.columns_f64(c);
-  }
+  const cpu::ColumnsPlan plan = cpu::plan_columns(c, kernels.widths);
+  kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
 }
 
 // Sums per-row parts of dC/de to e's own shape.
@@ -190,7 +191,6 @@ struct Backend {
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
                       const Pattern& pattern, const Norm& norm, const Tensor& output) {
-    const auto& kernels = cpu::kernels();
     prefer_large_pages(output);
     const Matrix x(input), y(output);
     const RowFactors<T> factors(threaded_layer<T>(weight, excitability, pattern, norm));
@@ -206,16 +206,7 @@ struct Backend {
     f.values = weight.const_data_ptr<T>();
     f.factors = factors.factors;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
-    f.threads = threads();
-    if constexpr (std::is_same_v<T, float>) {
-      const Workspace workspace(kernels.forward_workspace_f32(f));
-      f.workspace = workspace.data();
-      kernels.forward_f32(f);
-    } else {
-      const Workspace workspace(kernels.forward_workspace_f64(f));
-      f.workspace = workspace.data();
-      kernels.forward_f64(f);
-    }
+    run_forward(f);
   }
 
   template <class T>

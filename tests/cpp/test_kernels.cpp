@@ -10,6 +10,7 @@
 #include "cases.h"
 #include "cpu/dispatch.h"
 #include "cpu/kernels.h"
+#include "cpu/plan.h"
 #include "threads.h"
 
 namespace dendnorm::cpu {
@@ -42,16 +43,25 @@ std::vector<Set> available() {
   return sets;
 }
 
-// ---- One interface for both scalar types ----
+// ---- Plan, workspace, kernel ----
 
-void run(const Kernels& set, const Forward<float>& f) { set.forward_f32(f); }
-void run(const Kernels& set, const Forward<double>& f) { set.forward_f64(f); }
-void run(const Kernels& set, const Columns<float>& c) { set.columns_f32(c); }
-void run(const Kernels& set, const Columns<double>& c) { set.columns_f64(c); }
-std::size_t workspace(const Kernels& set, const Forward<float>& f) { return set.forward_workspace_f32(f); }
-std::size_t workspace(const Kernels& set, const Forward<double>& f) { return set.forward_workspace_f64(f); }
-std::size_t workspace(const Kernels& set, const Columns<float>& c) { return set.columns_workspace_f32(c); }
-std::size_t workspace(const Kernels& set, const Columns<double>& c) { return set.columns_workspace_f64(c); }
+template <class T>
+void run(const Kernels& set, const Forward<T>& f) {
+  const KernelsOf<T>& kernels = set.of<T>();
+  const ForwardPlan plan = plan_forward(f, kernels.widths);
+  const Guarded room(plan.workspace_bytes);
+  kernels.forward(f, plan, room.data());
+  room.expect_whole();
+}
+
+template <class T>
+void run(const Kernels& set, const Columns<T>& c) {
+  const KernelsOf<T>& kernels = set.of<T>();
+  const ColumnsPlan plan = plan_columns(c, kernels.widths);
+  const Guarded room(plan.workspace_bytes);
+  kernels.columns(c, plan, room.data());
+  room.expect_whole();
+}
 
 template <class T>
 Factors<T> factors_of(const Case<T>& test) {
@@ -81,10 +91,7 @@ std::vector<double> forward(const Kernels& set, const Case<T>& test, bool bias, 
   f.factors = factors_of(test);
   f.threads = threads_of(threads);
   if (bias) f.bias = test.bias.data();
-  const Guarded room(workspace(set, f));
-  f.workspace = room.data();
   run(set, f);
-  room.expect_whole();
   y.memory.expect_whole();
   std::vector<double> result;
   for (i64 b = 0; b < test.samples; ++b) {
@@ -132,10 +139,8 @@ Gradients columns(const Kernels& set, const Case<T>& test, const Wanted& wanted,
   }
   if (wanted.bias) c.bias_gradient = bias.as<T>();
   c.threads = threads_of(threads);
-  const Guarded room(workspace(set, c));
-  c.workspace = room.data();
   run(set, c);
-  for (const Guarded* guarded : {&room, &gradient, &dots, &bias, static_cast<const Guarded*>(&dx.memory)}) {
+  for (const Guarded* guarded : {&gradient, &dots, &bias, static_cast<const Guarded*>(&dx.memory)}) {
     guarded->expect_whole();
   }
   Gradients result;
@@ -282,10 +287,7 @@ TEST_P(EverySet, RoundsToTheNearest) {
                        ones.data(),
                        {},
                        nullptr,
-                       nullptr,
                        threads_of(1)};
-      const Guarded room(workspace(*GetParam().kernels, f));
-      f.workspace = room.data();
       run(*GetParam().kernels, f);
       for (i64 at = 0; at < count * n; ++at) {
         if (std::isinf(x[at])) {
@@ -313,7 +315,7 @@ INSTANTIATE_TEST_SUITE_P(Kernels, EverySet, testing::ValuesIn(available()),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(Dispatch, ChoosesWhatItNames) {
-  const Kernels& chosen = kernels();
+  const Kernels& chosen = chosen_kernels();
   for (const Set& set : available()) {
     if (std::string(set.name) == capability()) {
       EXPECT_EQ(set.kernels, &chosen);

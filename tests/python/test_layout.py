@@ -52,7 +52,7 @@ def includes(path: Path) -> list[str]:
 
 
 def test_the_reader_of_includes_reads():
-    assert "cpu/kernels.h" in includes(ROOT / "csrc/cpu/kernels_avx2.cpp")
+    assert "cpu/kernels.h" in includes(ROOT / "csrc/cpu/isa/avx2.cpp")
     assert any(TORCH.match(name) for path in sources("csrc/ops") for name in includes(path))
     assert TORCH.match("torch/library.h") and TORCH.match("ATen/ATen.h") and not TORCH.match("core/norm.h")
 

@@ -1,5 +1,9 @@
-// 256- and 128-bit vectors and the 8 x 8 transpose, for kernels_avx2.cpp and kernels_avx512.cpp. Internal linkage, for
-// the reason given in kernels_impl.h.
+// 256- and 128-bit vectors and the 8 x 8 transpose, for avx2.cpp and for avx512.cpp.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/impl/base.h"
 
 namespace {
 
@@ -81,9 +85,6 @@ struct D4 {
   }
   static constexpr int kFolds = 1;
 };
-
-template <class T>
-struct Square;
 
 template <>
 struct Square<float> {

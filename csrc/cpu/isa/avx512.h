@@ -1,31 +1,9 @@
-// GCC 12 warns about its own header's _mm*_undefined_*(), wherever the warning's place is after inlining.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
+// 512-bit vectors, beside those of avx2.h.
+#pragma once
 
-#include <cstdint>
-
-#include "cpu/kernels.h"
-#include "core/float16.h"
-
-#include "cpu/avx2_impl.h"
+#include "cpu/isa/avx2.h"
 
 namespace {
-
-template <class T>
-struct Limits;
-template <>
-struct Limits<float> {
-  static constexpr int kWidth = 32;
-  static constexpr int kColumnsWidth = 64;
-};
-template <>
-struct Limits<double> {
-  static constexpr int kWidth = 32;
-  static constexpr int kColumnsWidth = 32;
-};
 
 struct F16 {
   using Scalar = float;
@@ -87,31 +65,4 @@ struct D8 {
   static constexpr int kFolds = 1;
 };
 
-template <class F>
-void with_width(float, int width, F&& f) {
-  switch (width) {
-    case 64: return f.template operator()<F16, 4>();
-    case 32: return f.template operator()<F16, 2>();
-    case 16: return f.template operator()<F16, 1>();
-    case 8: return f.template operator()<F8, 1>();
-    default: return f.template operator()<F4, 1>();
-  }
-}
-
-template <class F>
-void with_width(double, int width, F&& f) {
-  switch (width) {
-    case 32: return f.template operator()<D8, 4>();
-    case 16: return f.template operator()<D8, 2>();
-    case 8: return f.template operator()<D8, 1>();
-    default: return f.template operator()<D4, 1>();
-  }
-}
-
 }  // namespace
-
-#include "cpu/kernels_impl.h"
-
-namespace dendnorm::cpu {
-const Kernels& kernels_avx512() { return table; }
-}  // namespace dendnorm::cpu

@@ -1,0 +1,48 @@
+// GCC 12 warns about its own header's _mm*_undefined_*(), wherever the warning's place is after inlining.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+#include "cpu/isa/avx512.h"
+#include "cpu/kernels.h"
+
+namespace {
+
+template <>
+struct Isa<float> {
+  static constexpr Widths kWidths{32, 64};
+
+  template <class F>
+  static void with_width(int width, F&& f) {
+    switch (width) {
+      case 64: return f.template operator()<F16, 4>();
+      case 32: return f.template operator()<F16, 2>();
+      case 16: return f.template operator()<F16, 1>();
+      case 8: return f.template operator()<F8, 1>();
+      default: return f.template operator()<F4, 1>();
+    }
+  }
+};
+
+template <>
+struct Isa<double> {
+  static constexpr Widths kWidths{32, 32};
+
+  template <class F>
+  static void with_width(int width, F&& f) {
+    switch (width) {
+      case 32: return f.template operator()<D8, 4>();
+      case 16: return f.template operator()<D8, 2>();
+      case 8: return f.template operator()<D8, 1>();
+      default: return f.template operator()<D4, 1>();
+    }
+  }
+};
+
+}  // namespace
+
+#include "cpu/impl/kernels.h"
+
+namespace dendnorm::cpu {
+const Kernels& kernels_avx512() { return table; }
+}  // namespace dendnorm::cpu
