@@ -146,7 +146,7 @@ def test_a_second_training_counts_anew_and_draws_on():
 
 def test_scalars_are_what_the_layers_show():
     model = network()
-    report = SET(model, zeta=0.5).step()
+    report = SET(model, None, zeta=0.5).step()
     values = scalars(model, report)
     degrees = model[0].in_degrees().double()
     assert values["rewiring/0/replaced"] == report[0].k / model[0].nnz
