@@ -341,7 +341,7 @@ class Occupied(dendnorm.SET):
 def test_wrong_keys_of_a_variant_are_refused(deferred):
     model = torch.nn.Sequential(dendnorm.SparseLinear(1, 9, nnz=6, seed=0))
     before = copy.deepcopy(model.state_dict())
-    rewire = Occupied(model, zeta=0.5, seed=0)
+    rewire = Occupied(model, None, zeta=0.5, seed=0)
     with pytest.raises(ValueError, match=r"layer '0': dendnorm::replace_connections: keys must be empty positions"):
         list(rewire.step())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

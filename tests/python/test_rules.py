@@ -423,7 +423,8 @@ def test_cosine_rules_are_the_dense_cosines(absolute, block):
         x = batch(seed, 20)
         x[:, 3] = 0  # a silent input
         settings = {"activation": torch.tanh, "absolute": absolute}
-        rewire = dendnorm.SET(model, None, zeta=0.3, drop=drop.Cosine(**settings), grow=grow.Cosine(**settings, block=block))
+        rules = {"drop": drop.Cosine(**settings), "grow": grow.Cosine(**settings, block=block)}
+        rewire = dendnorm.SET(model, None, zeta=0.3, **rules)
         with torch.no_grad():
             hidden = torch.tanh(model.first(x))
             pairs = [(x, hidden), (hidden, torch.tanh(model.second(hidden)))]

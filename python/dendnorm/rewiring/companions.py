@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -239,13 +239,17 @@ class _Plan:
         numbers = [n for n in (1, 2) if getattr(state.get(f"state{n}"), "dtype", None) == torch.uint8]
         if not any(isinstance(state.get(f"qmap{n}"), torch.Tensor) for n in numbers):
             return dict(state)
+        codes: Any
+        scale: Any
+        table: Any
         for n in numbers:
             codes, scale, table = (state.get(f"{part}{n}") for part in ("state", "absmax", "qmap"))
             what = f"state '{path + '.' if path else ''}state{n}'"
-            fits = scale is not None and scale.dim() == 1 and codes.shape == self._weight.shape
-            block = block_of(len(codes), len(scale)) if fits else None
+            block = None
+            if isinstance(scale, torch.Tensor) and scale.dim() == 1 and codes.shape == self._weight.shape:
+                block = block_of(len(codes), len(scale))
             if block is None:
-                shapes = tuple(codes.shape), None if scale is None else tuple(scale.shape)
+                shapes = [tuple(getattr(part, "shape", ())) for part in (codes, scale)]
                 self._refuse(what, f"codes of shape {shapes[0]} with scales of shape {shapes[1]}")
             self._codes(Codes(codes, scale, table, block))
         done = {f"state{n}" for n in numbers} | _QUANTISED
@@ -264,7 +268,7 @@ class _Plan:
                 f" {tensor.is_inference()}"
             )
 
-    def _refuse(self, what: str, got: str) -> None:
+    def _refuse(self, what: str, got: str) -> NoReturn:
         raise ValueError(
             f"layer {self._name!r}: {what} of {described(self._optimizer)} must have one entry for each of the"
             f" {len(self._weight)} connections, to move with them, or a size that does not depend on their number, got"

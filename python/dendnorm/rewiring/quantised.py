@@ -107,7 +107,7 @@ def wraps_codes(value: torch.Tensor) -> bool:
     return type(value).__name__ in _TORCHAO and type(value).__module__.split(".")[0] == "torchao"
 
 
-def codes_of(value: torch.Tensor) -> Codes:
+def codes_of(value: Any) -> Codes:
     """The parts of one of torchao's tensors."""
     return Codes(value.codes, value.scale, getattr(value, "qmap", None), value.block_size, value)
 

@@ -95,8 +95,10 @@ class Outcome:
     """How a rewiring went that the device does in its own time."""
 
     def __init__(self, status: torch.Tensor, names: list[str], failed: Callable[[Outcome], None]) -> None:
-        self._names, self._failed, self._message = names, failed, None
-        self._status, self._done = status, None
+        self._names, self._failed = names, failed
+        self._message: str | None = None
+        self._status: torch.Tensor | None = status
+        self._done: torch.cuda.Event | None = None
         if status.is_cuda:
             self._status = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
             self._status.copy_(status, non_blocking=True)

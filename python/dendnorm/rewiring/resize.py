@@ -152,9 +152,9 @@ def _plan(
         source = (~_ops.weakest(rule.importance(turn).to(home), k)).nonzero().flatten()
         keys = keys[source]
     else:
-        pattern = (tensor.to(home) for tensor in layer.pattern[:2])
-        more = _ops.empty_positions(*pattern, rows, nnz - layer.nnz, seed, 0, index)
-        keys, order = torch.cat([keys, more]).sort()
+        ccol, occupied = (tensor.to(home) for tensor in layer.pattern[:2])
+        grown = _ops.empty_positions(ccol, occupied, rows, nnz - layer.nnz, seed, 0, index)
+        keys, order = torch.cat([keys, grown]).sort()
         source = torch.where(order < layer.nnz, order, -1)
     pattern = Pattern._from_keys(keys, rows, layer.in_features).to(old.device)
     source = source.to(old.device)

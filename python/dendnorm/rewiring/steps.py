@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .._arguments import whole
-from .optimizers import inside, is_leaf, stepping
+from .optimizers import inside, stepping
 
 __all__ = ["LatestStep", "StepCount", "Timetable", "skips_of"]
 
@@ -70,24 +70,25 @@ class StepCount:
 
 
 class LatestStep:
-    """Whether optimizers really made a step since it was last asked, for those who count steps by other means."""
+    """Whether the latest step of a trainer was one of its optimizers, or was skipped by a ``GradScaler``."""
 
     def __init__(self, optimizer: Any) -> None:
-        self._made, self._skips = False, None
         one = stepping(optimizer, [])
-        watched = [one] if one is not None else [each for each in inside(optimizer) if is_leaf(each)]
-        watched = [each for each in watched if stepping(each, []) is each]
+        watched = [one] if one is not None else [each for each in inside(optimizer) if stepping(each, []) is each]
+        self.any = False  # whether there was one at all, skipped or not
+        self._now: list[torch.Tensor | None] = []
+        self._last: list[torch.Tensor | None] | None = None
         self._handles = [each.register_step_post_hook(self._after) for each in watched]
 
-    def made(self) -> bool:
-        """Whether one was; True where the optimizer does not tell."""
-        made, self._made = self._made or not self._handles, False
-        skips, self._skips = self._skips, None
-        return made and (skips is None or not bool((skips != 0).any()))
+    def turn(self) -> None:
+        """The trainer counts a step."""
+        self._last, self._now = self._now, []
 
-    def forget(self) -> None:
-        """What was made so far is not asked for: nothing waits for the device."""
-        self._made, self._skips = False, None
+    def made(self) -> bool:
+        """Whether an optimizer made it; True where none tells. Waits for the device if a scaler is in use."""
+        if self._last is None or not self._handles:
+            return True
+        return any(skips is None or not bool((skips != 0).any()) for skips in self._last)
 
     def remove(self) -> None:
         """Watch no longer."""
@@ -96,12 +97,8 @@ class LatestStep:
         self._handles = []
 
     def _after(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        skips = skips_of(optimizer, kwargs)
-        if skips is None or not self._made:
-            self._skips = skips
-        elif self._skips is not None:  # of several, one that was made is enough
-            self._skips = self._skips * skips.to(self._skips.device)
-        self._made = True
+        self.any = True
+        self._now.append(skips_of(optimizer, kwargs))
 
 
 class Timetable:
