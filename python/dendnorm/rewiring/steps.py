@@ -26,6 +26,11 @@ def skips_of(optimizer: Any, kwargs: Mapping[str, Any]) -> torch.Tensor | None:
     return found if isinstance(found, torch.Tensor) else None
 
 
+def _waits(device: torch.device) -> bool:
+    """Whether to read a number from there means to wait."""
+    return device.type != "cpu"
+
+
 class StepCount:
     """Steps since they were last taken, some of which may turn out to have been skipped."""
 
@@ -45,7 +50,7 @@ class StepCount:
         self._latest = skipped
         self._open += 1
         self._skipped = skipped.long() if self._skipped is None else self._skipped.to(skipped.device) + skipped
-        if skipped.device.type == "cpu":
+        if not _waits(skipped.device):
             self._settle()
 
     @property
