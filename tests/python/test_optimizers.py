@@ -315,6 +315,7 @@ STATES = {
 }
 
 
+@pytest.mark.feature("optimizer state that can neither move nor stay is refused by name, and nothing has changed")
 @pytest.mark.parametrize("act", ["rewired", "resized"])
 @pytest.mark.parametrize("name", STATES)
 def test_a_refusal_names_everything_and_changes_nothing(name, act):
@@ -484,6 +485,7 @@ def group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.feature("ZeroRedundancyOptimizer: rewiring as with the optimizer inside")
 def test_zero_redundancy(group):
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
@@ -510,6 +512,7 @@ def test_local_sgd_is_refused(group):
         dendnorm.SET(model, optimizer)
 
 
+@pytest.mark.feature("the optimizers of accelerate and Lightning: rewiring as with the optimizer inside")
 def test_lightning_and_accelerate():
     results = []
     for name in ("none", "lightning", "accelerate"):
@@ -539,6 +542,7 @@ def test_lightning_and_accelerate():
 SCHEDULE_FREE = ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree")
 
 
+@pytest.mark.feature("schedulefree: state moves, and a new connection's z is its value")
 @pytest.mark.parametrize("name", SCHEDULE_FREE)
 def test_schedule_free(name):
     schedulefree = pytest.importorskip("schedulefree")
@@ -608,6 +612,7 @@ def check_blocks(make: Callable, keys: tuple[str, ...], nnz: int, after: float) 
         assert float((layer.weight.detach() - before).abs().max()) < after
 
 
+@pytest.mark.feature("bitsandbytes: state in blocks of 8-bit codes moves as numbers")
 @pytest.mark.parametrize("nnz", [4096, 9000, 9001])
 @pytest.mark.parametrize(("name", "keys"), [("Adam8bit", ("state1", "state2")), ("AdamW8bit", ("state1", "state2")),
                                             ("Lion8bit", ("state1",)), ("RMSprop8bit", ("state1",))])  # fmt: skip
@@ -641,6 +646,7 @@ def test_bitsandbytes_with_two_rows_is_refused():
 TORCHAO = ("AdamW8bit", "AdamW4bit", "AdamWFp8", "Adam8bit")
 
 
+@pytest.mark.feature("torchao: state in blocks of 8-bit, 4-bit and float8 codes moves as numbers")
 @pytest.mark.parametrize("name", TORCHAO)
 @pytest.mark.parametrize("nnz", [8192, 8200])
 def test_torchao(name, nnz):
@@ -697,6 +703,7 @@ def test_block_quantised_state_is_resized():
 # Layers that do not train
 
 
+@pytest.mark.feature("layers that do not train are left alone by a rewiring")
 def test_frozen_layers_are_left_alone_and_named():
     model = network()
     model[0].weight.requires_grad_(False)
@@ -785,6 +792,7 @@ def scaled(
     scaler.update()
 
 
+@pytest.mark.feature("GradScaler: skipped steps count for nothing, fused or not")
 @pytest.mark.parametrize("batches", [1, 2])
 @pytest.mark.parametrize("unscale", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
@@ -908,6 +916,7 @@ def test_wrong_times_are_named(options, error, message):
         dendnorm.SET(model, optimizer, **options)
 
 
+@pytest.mark.feature("RigL by its own name")
 def test_rigl_is_set_with_growth_by_gradient():
     results = []
     for make in (
