@@ -478,40 +478,6 @@ def test_what_is_no_optimizer_is_refused():
             kind(model)
 
 
-@pytest.fixture
-def group(tmp_path):
-    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/rendezvous")
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.feature("ZeroRedundancyOptimizer: rewiring as with the optimizer inside")
-def test_zero_redundancy(group):
-    from torch.distributed.optim import ZeroRedundancyOptimizer
-
-    results = []
-    for make in (torch.optim.Adam, lambda params, lr: ZeroRedundancyOptimizer(params, torch.optim.Adam, lr=lr)):
-        model = network()
-        optimizer = make(model.parameters(), lr=0.01)
-        rewire = dendnorm.SET(model, optimizer, zeta=0.3, every=2, grow="gradient")
-        train(model, optimizer, 7)
-        assert rewire.state_dict()["steps"] == 3
-        results.append(model.state_dict())
-    assert_same(*results)
-    with pytest.raises(ValueError, match=r"layer '0': optimizer must know its parameters by its groups alone"):
-        dendnorm.resize(model, 0.1, optimizer)
-
-
-def test_local_sgd_is_refused(group):
-    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-    from torch.distributed.optim import PostLocalSGDOptimizer
-
-    model = network()
-    optimizer = PostLocalSGDOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), PeriodicModelAverager(period=4))
-    with pytest.raises(ValueError, match="PostLocalSGDOptimizer"):
-        dendnorm.SET(model, optimizer)
-
-
 @pytest.mark.feature("the optimizers of accelerate and Lightning: rewiring as with the optimizer inside")
 def test_lightning_and_accelerate():
     results = []

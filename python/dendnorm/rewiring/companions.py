@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ..ops import library as _ops
-from .fresh import VALUE, Fresh, Probe
-from .optimizers import check_held, check_kind, described, inside
+from .fresh import Fresh, Probe, Value
+from .optimizers import attributes, check_held, check_kind, described, inside
 from .quantised import Codes, block_of, codes_of, gathered, wraps_codes
 
 __all__ = ["Companions", "Dense", "Write", "carry", "companions_of", "keys_of", "replaced"]
@@ -45,9 +45,12 @@ class Dense:
 
     def fill(self, values: torch.Tensor) -> torch.Tensor:
         """For new connections of these values: () or (k,), on the tensor's device."""
-        if self.fresh is VALUE:
+        if isinstance(self.fresh, Value):
             return values.to(self.tensor.device, self.tensor.dtype)
-        return torch.as_tensor(self.fresh, dtype=self.tensor.dtype, device=self.tensor.device)
+        if isinstance(self.fresh, torch.Tensor):
+            return self.fresh.detach().reshape(()).to(self.tensor.device, self.tensor.dtype)
+        # Filled by the device: nothing is copied to it, and nothing waits.
+        return torch.full((), self.fresh, dtype=self.tensor.dtype, device=self.tensor.device)
 
     def prepared(self, source: torch.Tensor, values: torch.Tensor) -> Write:
         fill = self.fill(values)
@@ -208,7 +211,7 @@ class _Plan:
     def elsewhere(self, member: Any) -> None:
         """Whether an optimizer keeps something for each connection outside the state of the weight."""
         kind = type(member).__name__
-        own = {f".{name}": value for name, value in vars(member).items() if name not in _BOOKS}
+        own = {f".{name}": value for name, value in attributes(member).items() if name not in _BOOKS}
         groups = list(member.param_groups)
         for number, group in enumerate(groups):
             own |= {f".param_groups[{number}][{key!r}]": value for key, value in group.items() if key != "params"}

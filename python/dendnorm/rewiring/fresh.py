@@ -13,15 +13,15 @@ from torch import nn
 
 from .optimizers import is_leaf
 
-__all__ = ["VALUE", "Fresh", "Probe"]
+__all__ = ["VALUE", "Fresh", "Probe", "Value"]
 
 
-class _Value:
+class Value:
     """The new connection's own value."""
 
 
-VALUE = _Value()
-Fresh = float | torch.Tensor | _Value
+VALUE = Value()
+Fresh = float | torch.Tensor | Value
 
 # What every optimizer means by these, and starts with 0.
 _MOMENTS = frozenset(
@@ -71,7 +71,7 @@ class Probe:
 
     def has_own_size(self, path: str, shape: tuple[int, ...]) -> bool:
         """Whether the state of a path has this shape whatever the size of the parameter."""
-        seen = self._seen(path)
+        seen = None if path.rsplit(".", 1)[-1] in _MOMENTS else self._seen(path)
         if isinstance(seen, torch.Tensor):
             return tuple(seen.shape) == shape
         return isinstance(seen, (list, tuple)) and (len(seen),) == shape
@@ -93,7 +93,9 @@ class Probe:
     @torch.no_grad()
     def _state(self) -> dict[str, Any]:
         kind, group = type(self._optimizer), self._group()
-        if not group or not is_leaf(self._optimizer) or "distributed" in kind.__module__:
+        package = kind.__module__.split(".")
+        known = package[:2] == ["torch", "optim"]
+        if known or not group or not is_leaf(self._optimizer) or "distributed" in package:
             return {}
         own = {name: _copied(value) for name, value in group.items() if name != "params"}
         own |= {name: 0.0 for name, value in own.items() if "weight_decay" in name and isinstance(value, float)}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 __all__ = [
+    "attributes",
     "check_held",
     "check_keeps_no_copy",
     "check_kind",
@@ -23,11 +24,16 @@ __all__ = [
 _DEPTH = 4  # of lists and dicts within each other that are looked through
 
 
+def attributes(value: object) -> dict[str, Any]:
+    """What an object holds by name."""
+    return getattr(value, "__dict__", {})
+
+
 def is_optimizer(value: object) -> bool:
     """Whether it has parameter groups and state, as every optimizer and every wrapper of one does."""
     if isinstance(value, torch.optim.Optimizer):
         return True
-    own = getattr(value, "__dict__", {})
+    own = attributes(value)
     return not isinstance(value, type) and all(
         name in own or hasattr(type(value), name) for name in ("param_groups", "state")
     )
@@ -58,7 +64,7 @@ def inside(optimizer: Any) -> list[Any]:
 
 
 def _wrapped(optimizer: Any) -> list[Any]:
-    own = {name: value for name, value in vars(optimizer).items() if name not in ("state", "param_groups")}
+    own = {name: value for name, value in attributes(optimizer).items() if name not in ("state", "param_groups")}
     return [other for other in contained(own, is_optimizer) if other is not optimizer]
 
 
@@ -145,7 +151,9 @@ def check_keeps_no_copy(name: str, weight: nn.Parameter, optimizer: Any) -> None
     for one in inside(optimizer):
         lists = [group["params"] for group in one.param_groups]
         own = [
-            (attribute, value) for attribute, value in vars(one).items() if attribute not in ("state", "param_groups")
+            (attribute, value)
+            for attribute, value in attributes(one).items()
+            if attribute not in ("state", "param_groups")
         ]
         for attribute, value in own:
             if any(value is each for each in lists):
@@ -160,7 +168,7 @@ def check_keeps_no_copy(name: str, weight: nn.Parameter, optimizer: Any) -> None
 def _has_hooks(optimizer: Any) -> bool:
     """Whether ``register_step_post_hook`` is heeded: wrappers may inherit it without its parts."""
     if isinstance(optimizer, torch.optim.Optimizer):
-        return "_optimizer_step_post_hooks" in vars(optimizer) and hasattr(type(optimizer).step, "hooked")
+        return "_optimizer_step_post_hooks" in attributes(optimizer) and hasattr(type(optimizer).step, "hooked")
     return hasattr(optimizer, "register_step_post_hook")
 
 
