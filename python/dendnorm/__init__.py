@@ -17,12 +17,12 @@ from ._moved import register as _register
 from .checkpoint import load, save
 from .models import densities, param_groups, sparsify, summary
 from .nn import Norm, Pattern, SparseLinear, SReLU, functional, norms
-from .rewiring import SET, drop, grow, resize, schedules
+from .rewiring import SET, RigL, drop, grow, resize, schedules
 
 # Loaded when first named.
 _LAZY = {"integrations": ".integrations", "lab": ".lab", "plots": ".analysis.pictures"}
 
-__all__ = ["SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "densities", "drop",
+__all__ = ["SET", "Norm", "Pattern", "RigL", "SReLU", "SparseLinear", "analysis", "checkpoint", "densities", "drop",
            "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules", "sparsify",
            "summary"]  # fmt: skip
 

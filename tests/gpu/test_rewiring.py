@@ -86,7 +86,7 @@ def test_a_nan_stops_the_step_and_is_told_later():
     with torch.no_grad():
         model[2].weight[7] = math.nan
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    rule = dendnorm.SET(model, zeta=0.3, seed=5)
+    rule = dendnorm.SET(model, None, zeta=0.3, seed=5)
     report = rule.step()
     with pytest.raises(ValueError, match="layer '2': dendnorm::weakest: score must be a number everywhere, got nan"):
         list(report)

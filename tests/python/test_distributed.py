@@ -72,6 +72,57 @@ def run(job: Callable, folder: Path, *arguments) -> list:
     return [torch.load(f"{out}.{rank}", weights_only=False) for rank in range(RANKS)]
 
 
+# Optimizers that share the work out
+
+
+def _zero(rank: int, shared_out: bool) -> list[dict[str, torch.Tensor]]:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = network()
+    kind, *inner = [ZeroRedundancyOptimizer, torch.optim.Adam] if shared_out else [torch.optim.Adam]
+    optimizer = kind(list(model.parameters()), *inner, lr=0.01)
+    rewiring = SET(model, optimizer, zeta=0.3, seed=2, every=2)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    found = []
+    for index, x in enumerate(batches(9)):
+        step(wrapped, optimizer, x[rank::RANKS])
+        if index == 6:
+            rewiring.step()
+        found.append(state(model))
+    if shared_out:
+        with pytest.raises(ValueError, match=r"layer '0': optimizer must know its parameters by its groups alone"):
+            dendnorm.resize(model, 0.1, optimizer)
+        own = [rank for rank in range(RANKS) for each in [optimizer._partition_parameters()[rank]] if each[0]["params"]]
+        assert len(own) == RANKS
+    return found
+
+
+@pytest.mark.feature("ZeroRedundancyOptimizer on two ranks: rewiring as with the optimizer inside")
+def test_zero_redundancy_is_the_optimizer_inside(tmp_path):
+    results = []
+    for name, shared_out in (("plain", False), ("zero", True)):
+        (tmp_path / name).mkdir()
+        results += run(_zero, tmp_path / name, shared_out)
+    for other in results[1:]:
+        for wanted, got in zip(results[0], other, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def _refused(rank: int) -> list[str]:
+    from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+    from torch.distributed.optim import PostLocalSGDOptimizer
+
+    model = network()
+    optimizer = PostLocalSGDOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), PeriodicModelAverager(period=4))
+    with pytest.raises(ValueError, match="the same on every rank, got PostLocalSGDOptimizer") as refusal:
+        SET(model, optimizer)
+    return [str(refusal.value)]
+
+
+def test_an_optimizer_that_lets_the_ranks_drift_is_refused(tmp_path):
+    assert len(run(_refused, tmp_path)) == RANKS
+
+
 # DistributedDataParallel
 
 

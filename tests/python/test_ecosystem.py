@@ -211,7 +211,7 @@ def test_a_weight_that_is_computed_trains_but_is_not_rewired(wrap, with_optimize
 
 def test_a_weight_that_is_parametrized_later_is_refused_at_the_next_step():
     model = network()
-    rewiring = SET(model)
+    rewiring = SET(model, None)
     parametrized(model[2])
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="layer '2': weight must be a Parameter"):
@@ -394,7 +394,7 @@ def test_an_average_follows_layers_that_share_a_weight():
     second.weight = first.weight
     model = nn.Sequential(first, nn.Tanh(), second)
     averaged = copy.deepcopy(model)
-    report = SET(model, zeta=0.3).step()
+    report = SET(model, None, zeta=0.3).step()
     follow(averaged, model, report)
     for index in (0, 2):
         assert torch.equal(averaged[index].row_indices, model[index].row_indices)
@@ -407,7 +407,7 @@ def test_an_average_follows_layers_that_share_a_weight():
 
 def test_an_average_that_cannot_follow_is_refused_and_left_as_it_was():
     model = network()
-    rewiring = SET(model, zeta=0.3)
+    rewiring = SET(model, None, zeta=0.3)
     buffers = AveragedModel(model, use_buffers=True)
     late = copy.deepcopy(model)
     report = rewiring.step()

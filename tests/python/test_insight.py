@@ -175,7 +175,7 @@ def test_weight_histogram_counts_connections():
 def test_topology_change_is_set_arithmetic():
     layer = dendnorm.SparseLinear(15, 11, density=0.3, seed=3)
     before = layer.pattern.clone()
-    rewire = dendnorm.SET(layer, zeta=0.4, seed=0)
+    rewire = dendnorm.SET(layer, None, zeta=0.4, seed=0)
     first = set(zip(*(part.tolist() for part in before.edges()), strict=True))
     assert analysis.topology_change(before, layer) == analysis.TopologyChange(layer.nnz, layer.nnz, layer.nnz)
     for _ in range(4):
@@ -211,7 +211,7 @@ class Recorder:
 def test_log_rewiring_writes_shares_and_distributions():
     model = torch.nn.Sequential(*(dendnorm.SparseLinear(9, 9, density=0.6, seed=seed) for seed in range(2)))
     before = model[1].pattern.clone()
-    report = dendnorm.SET(model, zeta=0.5, seed=0).step()
+    report = dendnorm.SET(model, None, zeta=0.5, seed=0).step()
     writer = Recorder()
     analysis.log_rewiring(writer, report, 40, model)
     change = analysis.topology_change(before, model[1])
@@ -230,7 +230,7 @@ def test_log_rewiring_to_tensorboard(tmp_path):
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     layer = dendnorm.SparseLinear(9, 9, density=0.6, seed=0)
-    report = dendnorm.SET(layer, zeta=0.5, seed=0).step()
+    report = dendnorm.SET(layer, None, zeta=0.5, seed=0).step()
     with tensorboard.SummaryWriter(tmp_path) as writer:
         analysis.log_rewiring(writer, report, 3, layer)
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()

@@ -271,7 +271,7 @@ def test_a_failure_is_told_once_unless_its_report_is_read(monkeypatch):
     model = network()
     with torch.no_grad():
         model[2].weight[3] = math.nan
-    rewire = dendnorm.SET(model, zeta=0.3, seed=5)
+    rewire = dendnorm.SET(model, None, zeta=0.3, seed=5)
     report = rewire.step()
     assert len(report) == 2 and "SparseLinear" not in repr(report)
     for _ in range(2):
@@ -314,7 +314,7 @@ def test_after_a_failure_the_next_step_of_the_optimizer_rewires(deferred, grow):
 )
 def test_copies_of_a_rewirer_and_of_its_report_wait_for_the_device(deferred, copied):
     model = network()
-    rewire = dendnorm.SET(model, zeta=0.3, seed=5)
+    rewire = dendnorm.SET(model, None, zeta=0.3, seed=5)
     report = rewire.step()
     theirs, again = copied(report), copied(rewire)
     assert again.state_dict() == rewire.state_dict() and str(theirs) == str(report)
@@ -341,7 +341,7 @@ class Occupied(dendnorm.SET):
 def test_wrong_keys_of_a_variant_are_refused(deferred):
     model = torch.nn.Sequential(dendnorm.SparseLinear(1, 9, nnz=6, seed=0))
     before = copy.deepcopy(model.state_dict())
-    rewire = Occupied(model, zeta=0.5, seed=0)
+    rewire = Occupied(model, None, zeta=0.5, seed=0)
     with pytest.raises(ValueError, match=r"layer '0': dendnorm::replace_connections: keys must be empty positions"):
         list(rewire.step())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -351,11 +351,11 @@ def test_layers_that_share_a_weight_must_share_the_pattern(deferred):
     model = torch.nn.ModuleList([dendnorm.SparseLinear(8, 8, nnz=20, seed=seed) for seed in (0, 0, 0)])
     for layer in model:
         layer.weight = model[0].weight
-    list(dendnorm.SET(model, zeta=0.3, seed=0).step())
+    list(dendnorm.SET(model, None, zeta=0.3, seed=0).step())
     for layer in model:
         assert all(map(torch.equal, layer.pattern, model[0].pattern))
     model[2].reset_parameters(seed=4)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"layer '0': layers that share its weight must have its pattern, got another"):
-        list(dendnorm.SET(model, zeta=0.3, seed=0).step())
+        list(dendnorm.SET(model, None, zeta=0.3, seed=0).step())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -91,7 +91,7 @@ def test_sign_split_takes_the_fraction_of_each_sign(norm, zeta):
             layer.weight.add_(shift)
             layer.weight[seed::9] = 0.5  # ties
         weight, mask = dense(layer)
-        (report,) = dendnorm.SET(layer, zeta=zeta, drop="sign").step()
+        (report,) = dendnorm.SET(layer, None, zeta=zeta, drop="sign").step()
         positive, negative = mask & (weight >= 0), mask & (weight < 0)
         removed = positions(report.removed)
         ups, downs = (sum(bool(sign[edge]) for edge in removed) for sign in (positive, negative))
@@ -111,7 +111,7 @@ def test_sign_split_counts_are_never_out_of_range(zeta):
         layer = dendnorm.SparseLinear.from_csr(
             crow, torch.arange(positive + negative), values, shape=(1, 20), norm=None
         )
-        (report,) = dendnorm.SET(layer, zeta=zeta, drop=drop.SignSplit(), seed=0).step()
+        (report,) = dendnorm.SET(layer, None, zeta=zeta, drop=drop.SignSplit(), seed=0).step()
         ups = sum(col < positive for _, col in positions(report.removed))
         assert ups == min(max(round(zeta * positive), report.k - negative), positive)
 
@@ -119,7 +119,7 @@ def test_sign_split_counts_are_never_out_of_range(zeta):
 def test_a_weight_of_0_goes_with_the_positive_ones():
     values = torch.tensor([-3.0, -2.0, -1.0, -0.0, 0.0, 5.0, 6.0, 7.0])
     layer = dendnorm.SparseLinear.from_csr(torch.tensor([0, 8]), torch.arange(8), values, shape=(1, 30), norm=None)
-    (report,) = dendnorm.SET(layer, zeta=0.5, drop="sign").step()
+    (report,) = dendnorm.SET(layer, None, zeta=0.5, drop="sign").step()
     assert positions(report.removed) == {(0, 3), (0, 4), (0, 1), (0, 2)}
 
 
@@ -135,7 +135,7 @@ def test_gradient_and_sensitivity(norm, name):
         value, _ = dense(layer, layer.weight)
         score = np.abs(gradient if name == "gradient" else value * gradient)
         wanted.append(lowest(score, mask, round(0.3 * layer.nnz)))
-    report = dendnorm.SET(model, zeta=0.3, drop=name).step()
+    report = dendnorm.SET(model, None, zeta=0.3, drop=name).step()
     assert [positions(layer.removed) for layer in report] == wanted
 
 
@@ -158,7 +158,7 @@ def test_a_missing_gradient_is_named():
     model = Net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"layer 'first'.*weight\.grad.*None"):
-        dendnorm.SET(model, drop="gradient").step()
+        dendnorm.SET(model, None, drop="gradient").step()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -219,7 +219,7 @@ def test_rigl_sums_over_accumulated_batches_and_forgets_earlier_steps():
 def test_ties_of_the_gradient_go_by_position():
     layer = dendnorm.SparseLinear(6, 5, nnz=10, norm=None, seed=0)
     _, mask = dense(layer)
-    rewire = dendnorm.SET(layer, zeta=0.5, grow=grow.Gradient(block=1))
+    rewire = dendnorm.SET(layer, None, zeta=0.5, grow=grow.Gradient(block=1))
     with rewire.observe():
         layer(torch.ones(2, 6)).sum().backward()  # the same gradient everywhere
     weight, _ = dense(layer)
@@ -232,7 +232,7 @@ def test_ties_of_the_gradient_go_by_position():
 def test_a_neuron_without_connections_can_win_some():
     crow = torch.tensor([0, 0, 6])
     layer = dendnorm.SparseLinear.from_csr(crow, torch.arange(6), torch.arange(1.0, 7.0), shape=(2, 8), norm="l0")
-    rewire = dendnorm.SET(layer, zeta=0.5, grow="gradient")
+    rewire = dendnorm.SET(layer, None, zeta=0.5, grow="gradient")
     with rewire.observe():
         (layer(torch.arange(1.0, 9.0)[None]) * torch.tensor([100.0, 1.0])).sum().backward()
     (report,) = rewire.step()
@@ -247,7 +247,7 @@ def test_a_layer_used_twice_and_layers_that_share_a_weight_are_observed_together
     inner = torch.nn.functional.linear(x, dense_weight, layer.bias)
     torch.nn.functional.linear(torch.tanh(inner), dense_weight, layer.bias).square().sum().backward()
     weight, mask = dense(layer)
-    rewire = dendnorm.SET(torch.nn.Sequential(layer, torch.nn.Tanh(), layer), zeta=0.5, grow="gradient")
+    rewire = dendnorm.SET(torch.nn.Sequential(layer, torch.nn.Tanh(), layer), None, zeta=0.5, grow="gradient")
     with rewire.observe():
         rewire.model(x).square().sum().backward()
     (report,) = rewire.step()
@@ -331,7 +331,7 @@ def test_what_was_not_observed_is_named_and_nothing_changes():
 
 def test_an_observation_is_used_once_and_ends_with_its_block():
     model = Net()
-    rewire = dendnorm.SET(model, zeta=0.3, grow="gradient")
+    rewire = dendnorm.SET(model, None, zeta=0.3, grow="gradient")
     with rewire.observe():
         loss_of(model, batch()).backward()
     assert not model.first._forward_hooks
@@ -350,7 +350,7 @@ def test_inputs_may_be_overwritten_after_the_batch():
     states = []
     for overwrite in (False, True):
         model, x = Net(), batch()
-        rewire = dendnorm.SET(model, zeta=0.3, grow="gradient")
+        rewire = dendnorm.SET(model, None, zeta=0.3, grow="gradient")
         with rewire.observe():
             loss_of(model, x).backward()
         if overwrite:
@@ -364,7 +364,7 @@ def test_a_batch_that_a_scaler_skips_is_left_out():
     states = []
     for broken in (False, True):
         model = Net()
-        rewire = dendnorm.SET(model, zeta=0.3, grow="gradient")
+        rewire = dendnorm.SET(model, None, zeta=0.3, grow="gradient")
         with rewire.observe():
             if broken:
                 (loss_of(model, batch(1)) * math.inf).backward()
@@ -377,7 +377,7 @@ def test_a_batch_that_a_scaler_skips_is_left_out():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_activations_are_observed(dtype):
     layer = dendnorm.SparseLinear(20, 15, density=0.2, seed=0)
-    rewire = dendnorm.SET(layer, zeta=0.3, grow="gradient", drop=drop.Cosine())
+    rewire = dendnorm.SET(layer, None, zeta=0.3, grow="gradient", drop=drop.Cosine())
     x = torch.randn(3, 4, 20).to(dtype)
     with rewire.observe():
         layer(x).float().square().sum().backward()
@@ -387,7 +387,7 @@ def test_16_bit_activations_are_observed(dtype):
 
 def test_memory_is_bounded_by_the_block():
     layer = dendnorm.SparseLinear(1500, 1000, density=0.002, seed=0)
-    rewire = dendnorm.SET(layer, zeta=0.3, grow=grow.Gradient(block=20_000))
+    rewire = dendnorm.SET(layer, None, zeta=0.3, grow=grow.Gradient(block=20_000))
     with rewire.observe():
         layer(torch.randn(2, 1500)).square().sum().backward()
     largest = 0
@@ -423,7 +423,8 @@ def test_cosine_rules_are_the_dense_cosines(absolute, block):
         x = batch(seed, 20)
         x[:, 3] = 0  # a silent input
         settings = {"activation": torch.tanh, "absolute": absolute}
-        rewire = dendnorm.SET(model, zeta=0.3, drop=drop.Cosine(**settings), grow=grow.Cosine(**settings, block=block))
+        rules = {"drop": drop.Cosine(**settings), "grow": grow.Cosine(**settings, block=block)}
+        rewire = dendnorm.SET(model, None, zeta=0.3, **rules)
         with torch.no_grad():
             hidden = torch.tanh(model.first(x))
             pairs = [(x, hidden), (hidden, torch.tanh(model.second(hidden)))]
@@ -468,7 +469,7 @@ def test_new_values_start_as_the_rule_says(name, start):
     for given in (None, "normal", "zero"):
         rule = grow.resolve(name) if given is None else type(grow.resolve(name))(start=given)
         layer = dendnorm.SparseLinear(30, 20, density=0.2, seed=0)
-        rewire = dendnorm.SET(layer, zeta=0.5, grow=rule)
+        rewire = dendnorm.SET(layer, None, zeta=0.5, grow=rule)
         with rewire.observe():
             layer(torch.randn(4, 30)).square().sum().backward()
         (report,) = rewire.step()
@@ -488,7 +489,7 @@ def test_rules_choose_the_same_where_faults_are_noted_and_note_theirs(drops, gro
     def run(deferred: bool, fault: bool) -> tuple:
         monkeypatch.setattr(rewiring, "_defers", lambda devices: deferred)
         model = Net()
-        rewire = dendnorm.SET(model, zeta=0.3, seed=2, drop=drops, grow=grows)
+        rewire = dendnorm.SET(model, None, zeta=0.3, seed=2, drop=drops, grow=grows)
         x = batch()
         with rewire.observe():
             loss_of(model, x).backward()
@@ -530,7 +531,7 @@ def _rank(rank: int, folder: str, rule: str) -> None:
         rules = {"grow": grow.Gradient(reduce=dist.all_reduce, block=30)}
     else:
         rules = {"grow": grow.Cosine(reduce=dist.all_reduce), "drop": drop.Cosine(reduce=dist.all_reduce)}
-    rewire = dendnorm.SET(model, zeta=0.3, **rules)
+    rewire = dendnorm.SET(model, None, zeta=0.3, **rules)
     with rewire.observe():
         loss_of(model, batch(3, 16)[8 * rank : 8 * rank + 8]).backward()
     rewire.step()
@@ -548,7 +549,7 @@ def test_ranks_agree_where_the_sums_are_reduced(rule, tmp_path):
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     model = Net()
     rules = {"grow": "gradient"} if rule == "gradient" else {"grow": "cosine", "drop": "cosine"}
-    rewire = dendnorm.SET(model, zeta=0.3, **rules)
+    rewire = dendnorm.SET(model, None, zeta=0.3, **rules)
     with rewire.observe():
         loss_of(model, batch(3, 16)).backward()
     rewire.step()
@@ -578,7 +579,7 @@ def test_schedules_are_their_formulas():
 
 def test_a_schedule_decides_how_many_are_replaced():
     layer = dendnorm.SparseLinear(30, 30, nnz=400, seed=0)
-    rewire = dendnorm.SET(layer, zeta=schedules.Linear(0.4, steps=4))
+    rewire = dendnorm.SET(layer, None, zeta=schedules.Linear(0.4, steps=4))
     assert [rewire.step()[0].k for _ in range(5)] == [120, 80, 40, 0, 0]
     seen = []
     rewire.zeta = lambda step: seen.append(step) or 0.1
@@ -590,7 +591,7 @@ def test_a_schedule_decides_how_many_are_replaced():
         rewire.step()
     assert positions(layer.edges()) == before
     assert rewire.report.step == 6
-    assert "Cosine" in repr(dendnorm.SET(layer, zeta=schedules.Cosine(0.3, 5), drop="sign"))
+    assert "Cosine" in repr(dendnorm.SET(layer, None, zeta=schedules.Cosine(0.3, 5), drop="sign"))
 
 
 @pytest.mark.parametrize(
@@ -625,7 +626,7 @@ def test_a_rule_of_ones_own():
 
     layer = dendnorm.SparseLinear(9, 8, nnz=30, seed=0)
     first = set(itertools.islice(zip(*(part.tolist() for part in layer.edges()), strict=True), 6))
-    (report,) = dendnorm.SET(layer, zeta=0.2, drop=Oldest()).step()
+    (report,) = dendnorm.SET(layer, None, zeta=0.2, drop=Oldest()).step()
     assert positions(report.removed) == first
 
 
@@ -641,7 +642,7 @@ def test_values_that_do_not_fit_are_refused_and_change_nothing(values):
 
     layer = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
     before = [tensor.clone() for tensor in (*layer.pattern, layer.weight.detach())]
-    rewirer = dendnorm.SET(layer, zeta=0.5, grow=Odd())
+    rewirer = dendnorm.SET(layer, None, zeta=0.5, grow=Odd())
     with pytest.raises(ValueError, match=r"values of new connections must be a torch.float32 tensor of shape \(60,\)"):
         rewirer.step()
     assert all(map(torch.equal, before, (*layer.pattern, layer.weight.detach())))
@@ -653,13 +654,13 @@ def test_inference_tensors_are_refused_before_anything_changes():
         second = dendnorm.SparseLinear(30, 20, density=0.2, seed=1)
     before = [tensor.clone() for tensor in (*first.pattern, first.weight.detach())]
     with pytest.raises(ValueError, match=r"layer '1': weight and pattern must be ordinary tensors.*inference_mode"):
-        dendnorm.SET(torch.nn.Sequential(first, second), zeta=0.5).step()
+        dendnorm.SET(torch.nn.Sequential(first, second), None, zeta=0.5).step()
     assert all(map(torch.equal, before, (*first.pattern, first.weight.detach())))
 
 
 def test_a_layer_called_by_keyword_is_observed():
     layer = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
-    rewirer = dendnorm.SET(layer, zeta=0.5, grow="gradient")
+    rewirer = dendnorm.SET(layer, None, zeta=0.5, grow="gradient")
     with rewirer.observe():
         layer(input=torch.rand(4, 20)).sum().backward()
     assert rewirer.step()[0].k == 60

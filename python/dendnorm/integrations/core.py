@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 from .._arguments import whole
 from ..rewiring.reports import RewireReport
 from ..rewiring.set import SET
+from ..rewiring.steps import LatestStep
 
 __all__ = ["LightningRewiring", "ScheduledRewiring", "scalars"]
 
@@ -60,6 +62,9 @@ class ScheduledRewiring:
         rewirer: the class, ``dendnorm.SET`` or one that takes (model, optimizer, **options) like it.
         options: what the rewirer takes besides: ``zeta``, ``seed``, ``drop``, ``grow``.
 
+    The trainer's steps are counted, also those that a ``GradScaler`` skipped. A rewiring that is due after a skipped
+    one follows the next that is not.
+
     Raises:
         TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.
     """
@@ -78,8 +83,11 @@ class ScheduledRewiring:
                 "exactly one of every_n_steps and every_n_epochs must be given, got"
                 f" every_n_steps={every_n_steps!r} and every_n_epochs={every_n_epochs!r}"
             )
-        if {"every", "model", "optimizer"} & set(options):
-            raise TypeError("model, optimizer and every are the trainer's to give: use every_n_steps or every_n_epochs")
+        if {"every", "start", "stop", "model", "optimizer"} & set(options):
+            raise TypeError(
+                "model, optimizer and every are the trainer's to give: use every_n_steps or every_n_epochs, and"
+                " start_after and stop_after"
+            )
         self.unit = "epoch" if every_n_steps is None else "step"
         name = f"every_n_{self.unit}s"
         self.every = whole(name, every_n_epochs if every_n_steps is None else every_n_steps, 1)
@@ -88,6 +96,9 @@ class ScheduledRewiring:
         self.make, self.options = rewirer, options
         self.rewirer: Any = None
         self._latest = 0  # the step or epoch after which the latest rewiring was done
+        self._done = 0  # steps or epochs
+        self._owed = False  # one was due after a step that was skipped
+        self._watch: LatestStep | None = None
         self._saved: Mapping[str, Any] | None = None  # loaded before there is a rewirer
 
     def due(self, count: int) -> bool:
@@ -109,7 +120,11 @@ class ScheduledRewiring:
         if self.rewirer is not None:  # a second training of the same trainer
             kept = self.rewirer.state_dict()
             self.rewirer.remove()
-        self.rewirer = self.make(model, optimizer, **self.options)
+        by_itself = {"every": None} if "every" in inspect.signature(self.make).parameters else {}
+        self.rewirer = self.make(model, optimizer, **by_itself, **self.options)
+        if self._watch is not None:
+            self._watch.remove()
+        self._watch, self._owed = None, False  # what a checkpoint ends with was a step
         if kept is not None:
             self.rewirer.load_state_dict(kept)
         if self._saved is not None:
@@ -119,6 +134,7 @@ class ScheduledRewiring:
             self._latest = 0  # a training of its own: its steps and epochs are counted anew
         count = epoch if self.unit == "epoch" else step
         values = self.done(self.unit, count) if count else None
+        self._watch = LatestStep(optimizer)
         self._observe(count)
         return values
 
@@ -131,20 +147,31 @@ class ScheduledRewiring:
         Returns:
             What is to be logged, or None.
         """
-        if unit != self.unit:
+        if unit == "step" and self._watch is not None:
+            self._watch.turn()
+        if unit == self.unit:
+            self._done = count
+            self._owed = self._owed or (self.due(count) and count > self._latest)
+        elif not self._owed:
             return None
         values = None
-        if self.due(count) and count > self._latest:
+        if self._owed and self._made():
             report = self.rewirer.step()
-            self._latest = count
+            self._owed, self._latest = False, self._done
             values = scalars(self.rewirer.model, report)
-        self._observe(count)
+        self._observe(self._done)
         return values
+
+    def _made(self) -> bool:
+        """Whether the latest step of the trainer was one of its optimizers. An epoch may have none at all."""
+        if self._watch is None or (self.unit == "epoch" and not self._watch.any):
+            return True
+        return self._watch.made()
 
     def _observe(self, count: int) -> None:
         """For rules that look at what passes through the layers: in the step, or the epoch, that a rewiring ends."""
         looks_at = [getattr(getattr(self.rewirer, rule, None), "looks_at", ()) for rule in ("drop_rule", "grow_rule")]
-        if any(looks_at) and self.due(count + 1) and count + 1 > self._latest:
+        if any(looks_at) and (self._owed or (self.due(count + 1) and count + 1 > self._latest)):
             self.rewirer.observe()
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,8 +61,6 @@ class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState
         saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step else None
         if saved is not None:
             self.saved = self._own(saved if isinstance(saved, list) else [saved])
-        while hasattr(optimizer, "optimizer"):  # accelerate's wrapper
-            optimizer = optimizer.optimizer
         self._log(state, self.rewiring.start(model, [optimizer], state.global_step, _whole_epochs(state)))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

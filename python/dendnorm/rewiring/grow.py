@@ -5,6 +5,7 @@ Any object with ``looks_at``, ``positions`` and ``values`` is such a rule.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -13,7 +14,7 @@ import torch
 
 from ..ops import library as _ops
 from .observing import ACTIVATIONS, GRADIENTS, GROWS, Reduce, Turn, strongest_empty
-from .similarity import Similarity
+from .similarity import Similarity, total
 from .values import check_start, fresh_values
 
 __all__ = ["Cosine", "Gradient", "Grow", "Random", "resolve"]
@@ -52,7 +53,7 @@ class _Values:
     def __post_init__(self) -> None:
         check_start(self.start)
         block = getattr(self, "block", 1)
-        if isinstance(block, bool) or not isinstance(block, int) or block < 1:
+        if isinstance(block, bool) or not isinstance(block, numbers.Integral) or block < 1:
             raise ValueError(f"block must be an int of at least 1, got {block!r}")
 
     def values(self, turn: Turn) -> torch.Tensor:
@@ -107,7 +108,7 @@ class Gradient(_Values):
         pairs = [(x, torch.where(dy.isfinite().all(), dy, torch.zeros_like(dy))) for x, dy in turn.pairs(GRADIENTS)]
 
         def magnitude(start: int, stop: int) -> torch.Tensor:
-            gradient = sum(x[:, start:stop].T @ dy for x, dy in pairs)
+            gradient = total(x[:, start:stop].T @ dy for x, dy in pairs)
             if self.reduce is not None:
                 self.reduce(gradient)
             return gradient.abs()

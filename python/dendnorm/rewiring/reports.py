@@ -46,10 +46,17 @@ class RewireReport(Sequence):
     Attributes:
         step: the number of this rewiring, from 1.
         layers: the reports, a tuple.
+        left: the names of the sparse layers that were left alone because their weight does not train.
     """
 
-    def __init__(self, step: int, layers: tuple[LayerReport, ...], outcome: Outcome | None = None) -> None:
-        self.step = step
+    def __init__(
+        self,
+        step: int,
+        layers: tuple[LayerReport, ...],
+        outcome: Outcome | None = None,
+        left: tuple[str, ...] = (),
+    ) -> None:
+        self.step, self.left = step, left
         self._layers, self._outcome = layers, outcome
 
     @property
@@ -72,13 +79,15 @@ class RewireReport(Sequence):
         return self.layers[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"step": self.step, "_layers": self.layers, "_outcome": None}
+        return {"step": self.step, "left": self.left, "_layers": self.layers, "_outcome": None}
 
     def __repr__(self) -> str:
-        return f"RewireReport(step={self.step}, layers={self._layers!r})"
+        left = f", left={self.left!r}" if self.left else ""
+        return f"RewireReport(step={self.step}, layers={self._layers!r}{left})"
 
     def __str__(self) -> str:
         lines = [f"{layer.name or 'layer'}: {layer.k} of {layer.nnz} connections replaced" for layer in self.layers]
+        lines += [f"{name or 'layer'}: left alone, it does not train" for name in self.left]
         return "\n".join([f"rewiring {self.step}", *(f"  {line}" for line in lines)])
 
 
@@ -86,8 +95,10 @@ class Outcome:
     """How a rewiring went that the device does in its own time."""
 
     def __init__(self, status: torch.Tensor, names: list[str], failed: Callable[[Outcome], None]) -> None:
-        self._names, self._failed, self._message = names, failed, None
-        self._status, self._done = status, None
+        self._names, self._failed = names, failed
+        self._message: str | None = None
+        self._status: torch.Tensor | None = status
+        self._done: torch.cuda.Event | None = None
         if status.is_cuda:
             self._status = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
             self._status.copy_(status, non_blocking=True)

@@ -13,8 +13,11 @@ from .._arguments import connections, whole
 from ..nn.linear import SparseLinear
 from ..nn.pattern import Pattern
 from ..ops import library as _ops
+from .companions import companions_of, keys_of, replaced
 from .observing import DROPS, Turn
-from .writing import check_writable
+from .optimizers import check_keeps_no_copy, inside, is_optimizer
+from .quantised import gathered
+from .writing import check_writable, trains
 
 __all__ = ["resize"]
 
@@ -25,7 +28,7 @@ class _Change:
     pattern: Pattern
     source: torch.Tensor  # int64 (nnz,): where each connection was, -1 for the new ones
     weight: nn.Parameter
-    state: Any  # of the optimizer, None without one
+    by_id: dict[int, Any]  # what takes the place of which object in the optimizer's state
 
 
 @torch.no_grad()
@@ -42,8 +45,9 @@ def resize(
 
     Unlike rewiring this makes new tensors: ``weight`` becomes another Parameter, and the pattern other buffers. Values
     move along with the connections that stay. The optimizer is told: its groups hold the new Parameter, and its state
-    of the weight's shape moves along, 0 for new connections; state of other shapes stays. Everything else that holds
-    the old Parameter must be made anew afterwards: DDP and FSDP wrappers, averaged copies, compiled graphs.
+    moves along, stays or is refused as in ``SET``. Everything else that holds the old Parameter must be made anew
+    afterwards: DDP and FSDP wrappers, averaged copies, compiled graphs. Layers that do not train are left alone unless
+    they are named.
 
     Fewer: the least important by ``drop`` go. More: as many come, uniformly at random among the empty positions. n_i,
     and with it a norm that counts connections, follows.
@@ -62,10 +66,12 @@ def resize(
 
     Raises:
         TypeError, ValueError: an argument that is not as above, a weight that the optimizer does not hold or that
-            another kind of module holds too. Nothing has changed then.
+            another kind of module holds too, or state that can neither move nor stay. Nothing has changed then.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if optimizer is not None and not is_optimizer(optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
     if start not in ("zero", "normal"):
         raise ValueError(f'start must be "zero" or "normal", got {start!r}')
     seed = whole("seed", seed, 0)
@@ -82,7 +88,8 @@ def resize(
             try:
                 planned.append(_plan(name, layers, wanted[name], optimizer, rule, start, seed, index))
             except (RuntimeError, ValueError) as error:
-                raise ValueError(f"layer {name!r}: {str(error).partition(chr(10))[0]}") from None
+                message, prefix = str(error).partition("\n")[0], f"layer {name!r}"
+                raise ValueError(message if message.startswith(prefix) else f"{prefix}: {message}") from None
             changes[name] = layer.nnz, wanted[name]
     for change in planned:
         _write(change, optimizer)
@@ -94,8 +101,8 @@ def _groups(model: nn.Module) -> dict[str, list[SparseLinear]]:
     found: dict[int, tuple[str, list[SparseLinear]]] = {}
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear):
-            check_writable(name, module)
-            found.setdefault(id(module.weight), (name, []))[1].append(module)
+            own = module._parameters.get("weight")
+            found.setdefault(id(module if own is None else own), (name, []))[1].append(module)
     if not found:
         raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
     for name, module in model.named_modules():
@@ -106,7 +113,10 @@ def _groups(model: nn.Module) -> dict[str, list[SparseLinear]]:
 
 
 def _wanted(groups: dict[str, list[SparseLinear]], density: float | Mapping[str, float]) -> dict[str, int]:
-    named = density if isinstance(density, Mapping) else dict.fromkeys(groups, density)
+    trained = [name for name, layers in groups.items() if trains(layers[0])]
+    if not trained and not isinstance(density, Mapping):
+        raise ValueError(f"density must name layers where none of them trains, {list(groups)}, got {density!r}")
+    named = density if isinstance(density, Mapping) else dict.fromkeys(trained, density)
     for name in named:
         if name not in groups:
             raise ValueError(f"density must name sparse layers of the model, {list(groups)}, got {name!r}")
@@ -124,13 +134,12 @@ def _plan(
     seed: int,
     index: int,
 ) -> _Change:
+    for each in layers:
+        check_writable(name, each)
     layer = layers[0]
     old, rows = layer.weight, layer.out_features
-    if old.is_meta:
-        raise ValueError("must have values to be resized, got a layer on the meta device")
-    held = optimizer is None or any(param is old for group in optimizer.param_groups for param in group["params"])
-    if old.requires_grad and not held:
-        raise ValueError("optimizer must hold the weight of every layer that is resized, got none for this one")
+    companions = companions_of(name, old, optimizer if old.requires_grad else None, "resized")
+    check_keeps_no_copy(name, old, optimizer)
     if any(not torch.equal(mine, theirs) for other in layers[1:] for mine, theirs in
            zip(layer.pattern[:2], other.pattern[:2], strict=True)):  # fmt: skip
         raise ValueError("layers that share its weight must have its pattern, got another")
@@ -143,38 +152,21 @@ def _plan(
         source = (~_ops.weakest(rule.importance(turn).to(home), k)).nonzero().flatten()
         keys = keys[source]
     else:
-        pattern = (tensor.to(home) for tensor in layer.pattern[:2])
-        more = _ops.empty_positions(*pattern, rows, nnz - layer.nnz, seed, 0, index)
-        keys, order = torch.cat([keys, more]).sort()
+        ccol, occupied = (tensor.to(home) for tensor in layer.pattern[:2])
+        grown = _ops.empty_positions(ccol, occupied, rows, nnz - layer.nnz, seed, 0, index)
+        keys, order = torch.cat([keys, grown]).sort()
         source = torch.where(order < layer.nnz, order, -1)
     pattern = Pattern._from_keys(keys, rows, layer.in_features).to(old.device)
     source = source.to(old.device)
-    values = _moved(old.detach(), source)
-    if start == "normal" and nnz > layer.nnz:
-        fresh = _ops.counter_normal(nnz - layer.nnz, seed, 0, index, dtype=old.dtype, device=home)
-        values[source < 0] = fresh.to(old.device)
-    weight = nn.Parameter(values, requires_grad=old.requires_grad)
+    more = max(nnz - layer.nnz, 0)
+    fresh = old.new_zeros(more)
+    if start == "normal":
+        fresh = _ops.counter_normal(more, seed, 0, index, dtype=old.dtype, device=home).to(old.device)
+    weight = nn.Parameter(gathered(old.detach(), source, fresh), requires_grad=old.requires_grad)
+    by_id = companions.resized(source, fresh)
     if old.grad is not None:
-        weight.grad = _moved(old.grad, source)
-    state = None if optimizer is None else _moved_state(optimizer.state.get(old), old.shape, source)
-    return _Change(layers, pattern, source, weight, state)
-
-
-def _moved(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """One number for each connection, from where it was; 0 for the new ones."""
-    source = source.to(values.device)
-    padded = torch.cat([values, values.new_zeros(1)])
-    return padded[torch.where(source < 0, len(values), source)]
-
-
-def _moved_state(value: Any, shape: torch.Size, source: torch.Tensor) -> Any:
-    if isinstance(value, torch.Tensor):
-        return _moved(value, source) if value.shape == shape else value
-    if isinstance(value, Mapping):
-        return {key: _moved_state(item, shape, source) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_moved_state(item, shape, source) for item in value)
-    return value
+        weight.grad = by_id[id(old.grad)]
+    return _Change(layers, pattern, source, weight, by_id)
 
 
 def _write(change: _Change, optimizer: torch.optim.Optimizer | None) -> None:
@@ -183,11 +175,10 @@ def _write(change: _Change, optimizer: torch.optim.Optimizer | None) -> None:
         layer.weight = change.weight
         for name, tensor in change.pattern._asdict().items():
             setattr(layer, name, tensor if layer is change.layers[0] else tensor.clone())
-    if optimizer is None:
-        return
-    for group in optimizer.param_groups:
-        # In place: some optimizers keep the list itself.
-        group["params"][:] = [change.weight if param is old else param for param in group["params"]]
-    optimizer.state.pop(old, None)
-    if change.state is not None:
-        optimizer.state[change.weight] = change.state
+    for member in inside(optimizer):
+        for group in member.param_groups:
+            # In place: some optimizers keep the list itself.
+            group["params"][:] = [change.weight if param is old else param for param in group["params"]]
+        for key in keys_of(member.state, old):
+            fresh = change.weight if key is old else id(change.weight)
+            member.state[fresh] = replaced(member.state.pop(key), change.by_id)

@@ -7,15 +7,16 @@ classes are such callables; each says where its formula is from.
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 __all__ = ["Constant", "Cosine", "Cubic", "Linear"]
 
 
 def _share(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:  # refuses NaN, too
+    if not 0 <= float(value) <= 1:  # refuses NaN, too
         raise ValueError(f"{name} must be in [0, 1], got {value}")
 
 
@@ -28,8 +29,9 @@ class _Between:
     stop: float = 0.0
 
     def __post_init__(self) -> None:
-        _share("start", self.start), _share("stop", self.stop)
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+        _share("start", self.start)
+        _share("stop", self.stop)
+        if isinstance(self.steps, bool) or not isinstance(self.steps, numbers.Integral):
             raise TypeError(f"steps must be an int, got {self.steps!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")

@@ -12,9 +12,12 @@ from .._arguments import real, whole
 from ..nn.linear import SparseLinear
 from ..nn.pattern import Pattern, transposed
 from ..ops import library as _ops
+from .companions import Companions, companions_of
 from .observing import DROPS, GROWS, Observer, Turn
+from .optimizers import check_held, check_kind, is_optimizer, stepping
 from .reports import LayerReport, Outcome, RewireReport, of_layer
-from .writing import Rewiring, check_writable, companions_of
+from .steps import Timetable, skips_of
+from .writing import Rewiring, check_writable, trains
 
 __all__ = ["SET", "LayerReport", "RewireReport"]
 
@@ -49,9 +52,13 @@ class SET:
     One ``step()`` excises, in every ``SparseLinear`` of the model, the k = round(zeta nnz) connections (half to even)
     of the smallest effective weight |w| (of equals, the earlier in the layer's order), and then grows k, uniformly
     at random among the positions that are empty after the excision, with values v from N(0, 1). Everything is written
-    in place: Parameter objects, storage and nnz stay. The gradient, and every tensor of the optimizer's state that has
-    the weight's shape, moves with the connections that stay and is 0 for new ones; state of other shapes (step counts,
-    flattened or factored statistics) is left alone.
+    in place: Parameter objects, storage and nnz stay. The gradient and the optimizer's state move with the connections
+    that stay, and a new one gets what a fresh parameter would get: 0 as a rule, lr for Rprop's step sizes, its own
+    value for copies of the weight such as ASGD's ``ax`` and schedule-free's ``z``. State in blocks of 8-bit or 4-bit
+    codes (bitsandbytes, torchao) moves as numbers and is quantised again. What does not depend on the number of
+    connections, such as step counts, stays. Any other state is refused by name before anything is written.
+
+    Layers whose weight does not train are left alone; which those are is looked at anew at every step.
 
     What is drawn is a function of (seed, number of the step, number of the layer in ``model.named_modules()``) and the
     pattern, on every device and every rank. A layer that the model holds twice is rewired once. So are layers that
@@ -72,14 +79,16 @@ class SET:
     "Dendritic normalisation improves learning in sparsely connected artificial neural networks".
 
     Args:
-        model: a module with at least one ``SparseLinear``; looked through again at every step.
-        optimizer: the one that trains it, of any kind. It must hold the weight of every sparse layer that needs a
-            gradient. None: no state is carried.
+        model: a module with at least one ``SparseLinear`` that trains; looked through again at every step.
+        optimizer: the one that trains it, of any kind, also within wrappers such as accelerate's or
+            ``ZeroRedundancyOptimizer``. It must hold the weight of every sparse layer that needs a gradient. None:
+            there is none, and no state is carried.
         zeta: share of the connections that is replaced, in [0, 1], or a callable that gives it for the number of the
             rewiring, from 1: see ``dendnorm.schedules``. May be assigned later.
         seed: in [0, 2^63).
-        every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. None: only when
-            ``step()`` is called.
+        every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. Steps that a
+            ``GradScaler`` skipped do not count. None: only when ``step()`` is called.
+        start, stop: with ``every``: rewires after steps start + every, start + 2 every and so on, up to stop.
         drop: what goes: a rule of ``dendnorm.drop`` or its name, "magnitude", "sign", "gradient", "sensitivity" or
             "cosine".
         grow: what comes: a rule of ``dendnorm.grow`` or its name, "random", "gradient" or "cosine".
@@ -95,37 +104,49 @@ class SET:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | None,
         zeta: float | Callable[[int], float] = 0.15,
         seed: int = 0,
         every: int | None = None,
         drop: Any = "magnitude",
         grow: Any = "random",
+        *,
+        start: int = 0,
+        stop: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
+        if optimizer is not None and not is_optimizer(optimizer):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
+        check_kind(optimizer)
         self.model, self.optimizer = model, optimizer
         self.drop_rule, self.grow_rule = DROPS.resolve(drop), GROWS.resolve(grow)
         self.zeta = zeta
         self.seed = whole("seed", seed, 0)
-        self.every = None if every is None else whole("every", every, 1)
+        self._timetable = Timetable(every, start, stop)
         self.report: RewireReport | None = None
         self._steps = 0  # rewirings so far
-        self._calls = 0  # steps of the optimizer since the latest one
         self._pending: Outcome | None = None  # of the latest rewiring, until it is known
-        self._before: tuple[int, int, RewireReport | None] = (0, 0, None)  # _steps, _calls and report before it
+        self._before: tuple[int, int, RewireReport | None] = (0, 0, None)  # _steps, calls and report before it
         self._observer: Observer | None = None
         self._turn: Turn | None = None  # of the layer that is being planned
-        self._layers()
+        groups, left = self._layers()
+        if not groups:
+            raise ValueError(
+                f"model must hold a SparseLinear whose weight trains to be rewired, got {left}, which need no gradient"
+            )
         self._handle = None
-        hooks = hasattr(optimizer, "register_step_post_hook")
-        if every is not None and not hooks:
+        stepper = stepping(optimizer, [layers[0].weight for _, _, layers in groups])
+        if every is not None and stepper is None:
             raise ValueError(f"optimizer must have step hooks where every={every} is given, got {optimizer!r}")
-        if every is not None or (hooks and self._looks_at):
-            self._handle = optimizer.register_step_post_hook(self._after_optimizer_step)
+        if stepper is not None and (every is not None or self._looks_at):
+            self._handle = stepper.register_step_post_hook(self._after_optimizer_step)
         self._observe_if_due()
+
+    @property
+    def every(self) -> int | None:
+        """After how many steps of the optimizer it rewires by itself."""
+        return self._timetable.every
 
     @property
     def zeta(self) -> float | Callable[[int], float]:
@@ -149,32 +170,33 @@ class SET:
                 needs it. Names the layer; nothing has changed then.
         """
         self._settle()
+        self._timetable.settle()
         number = self._steps + 1  # 0 is the draw of a fresh layer
-        zeta = _zeta(self._zeta(number)) if callable(self._zeta) else self._zeta
-        layers = self._layers()
-        companions = [companions_of(name, group[0].weight, self.optimizer) for name, group in layers]
-        tensors = [group[0].weight for _, group in layers] + [tensor for found in companions for tensor in found]
+        zeta = _zeta(self.share(number))
+        layers, left = self._layers()
+        companions = [companions_of(name, group[0].weight, self.optimizer) for _, name, group in layers]
+        tensors = [group[0].weight for *_, group in layers] + [each for one in companions for each in one.tensors]
         devices = {tensor.device for tensor in tensors}
         statuses = [None] * len(layers)
         if deferred := _defers(devices):
-            status = torch.full((len(layers), _STATUS_WORDS), _CLEAR, dtype=torch.int64, device=devices.pop())
-            statuses = list(status)
+            found = torch.full((len(layers), _STATUS_WORDS), _CLEAR, dtype=torch.int64, device=devices.pop())
+            statuses = list(found)
         planned = [
-            self._plan(name, group, zeta, number, index, companions[index], statuses[index])
-            for index, (name, group) in enumerate(layers)
+            self._plan(name, group, zeta, number, index, moving, status)
+            for (index, name, group), moving, status in zip(layers, companions, statuses, strict=True)
         ]
-        worst = status[status[:, :1].argmin(0)].flatten() if deferred else None
+        worst = found[found[:, :1].argmin(0)].flatten() if deferred else None
         for rewiring in planned:
             rewiring.write(worst)
-        outcome = Outcome(status, [name for name, _ in layers], self._failed) if deferred else None
-        self._before = self._steps, self._calls, self.report
+        outcome = Outcome(found, [name for _, name, _ in layers], self._failed) if deferred else None
+        self._before = self._steps, self._timetable.calls, self.report
         self._pending = outcome
-        self._steps, self._calls = number, 0
+        self._steps, self._timetable.calls = number, 0
         if self._observer is not None:
             self._observer.stop()
             self._observer = None
         self._observe_if_due()
-        self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned), outcome)
+        self.report = RewireReport(number, tuple(rewiring.report for rewiring in planned), outcome, left)
         return self.report
 
     def observe(self) -> Observer:
@@ -196,8 +218,12 @@ class SET:
         """
         if self._observer is not None:
             self._observer.stop()
-        self._observer = Observer((layers for _, layers in self._layers()), self._looks_at)
+        self._observer = Observer((layers for *_, layers in self._layers()[0]), self._looks_at)
         return self._observer
+
+    def share(self, number: int) -> float:
+        """Share of the connections that the rewiring of this number, from 1, replaces."""
+        return self._zeta(number) if callable(self._zeta) else self._zeta
 
     def importance(self, layer: SparseLinear) -> torch.Tensor:
         """Of each connection, in the order of ``layer.weight``: (nnz,), floating; the least important ones go."""
@@ -238,7 +264,9 @@ class SET:
             ValueError: the latest rewiring failed on a GPU, as it would have on the CPU in ``step``.
         """
         self._settle()
-        return {"seed": self.seed, "steps": self._steps, "calls": self._calls}
+        self._timetable.settle()
+        state = {"seed": self.seed, "steps": self._steps, "calls": self._timetable.calls}
+        return state | ({"optimizer_steps": self._timetable.total} if self._timetable.bounded else {})
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Go on where another left off. ``zeta``, ``every`` and the rules stay as they are.
@@ -249,9 +277,15 @@ class SET:
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
         expected = ("seed", "steps", "calls")
-        if set(state_dict) != set(expected):
+        if set(state_dict) - {"optimizer_steps"} != set(expected):
             raise ValueError(f"state_dict must have the keys {list(expected)}, got {list(state_dict)}")
-        self.seed, self._steps, self._calls = (whole(f"state_dict[{key!r}]", state_dict[key], 0) for key in expected)
+        seed, steps, calls = (whole(f"state_dict[{key!r}]", state_dict[key], 0) for key in expected)
+        # One that was saved without start and stop rewired every so many steps, as far as can be known.
+        usual = self._timetable.start + steps * (self.every or 0) + calls
+        total = whole("state_dict['optimizer_steps']", state_dict.get("optimizer_steps", usual), 0)
+        self.seed, self._steps = seed, steps
+        self._timetable.clear()
+        self._timetable.calls, self._timetable.total = calls, total
         self._pending = None
         if self._observer is not None:
             self._observer.stop()
@@ -259,12 +293,14 @@ class SET:
         self._observe_if_due()
 
     def __repr__(self) -> str:
-        names = ", ".join(name or type(layers[0]).__name__ for name, layers in self._layers())
+        groups, left = self._layers()
+        names = ", ".join(name or type(layers[0]).__name__ for _, name, layers in groups)
         zeta = self.zeta if callable(self.zeta) else f"{self.zeta:g}"
         usual = ((DROPS, self.drop_rule, "magnitude"), (GROWS, self.grow_rule, "random"))
         rules = [f"{kind.kind}={rule}" for kind, rule, default in usual if rule != kind.resolve(default)]
-        settings = ", ".join([f"zeta={zeta}", f"seed={self.seed}", f"every={self.every}", *rules])
-        return f"{type(self).__name__}({settings}, layers=[{names}])"
+        times = [f"start={self._timetable.start}", f"stop={self._timetable.stop}"] if self._timetable.bounded else []
+        settings = ", ".join([f"zeta={zeta}", f"seed={self.seed}", f"every={self.every}", *times, *rules])
+        return f"{type(self).__name__}({settings}, layers=[{names}]{f', left={list(left)}' if left else ''})"
 
     def _settle(self) -> None:
         """Wait for the latest rewiring, long done as a rule; raises if it failed."""
@@ -277,7 +313,7 @@ class SET:
             self._pending = None
             self._steps, calls, self.report = self._before
             # Besides those since: the optimizer's next step rewires, as after a failure at once.
-            self._calls += calls
+            self._timetable.calls += calls
             self._observe_if_due()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -289,12 +325,12 @@ class SET:
         self._settle()
         return self.__dict__
 
-    def _after_optimizer_step(self, *_: object) -> None:
+    def _after_optimizer_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._observer is not None:
             self._observer.renew()
         if self.every is not None:
-            self._calls += 1
-            if self._calls >= self.every:
+            self._timetable.note(skips_of(optimizer, kwargs))
+            if self._timetable.due():
                 self.step()
             else:
                 self._observe_if_due()
@@ -304,28 +340,29 @@ class SET:
         return {*self.drop_rule.looks_at, *self.grow_rule.looks_at}
 
     def _observe_if_due(self) -> None:
-        """With ``every``: whether the optimizer's next step is the one that ends in a rewiring."""
-        if self.every is not None and self._looks_at and self._calls >= self.every - 1 and self._observer is None:
+        """With ``every``: whether the optimizer's next step may be one that ends in a rewiring."""
+        if self._looks_at and self._observer is None and self._timetable.due_next():
             self.observe()
 
-    def _layers(self) -> list[tuple[str, list[SparseLinear]]]:
-        """The first name and the layers of each weight, in the order of ``named_modules``; checked."""
+    def _layers(self) -> tuple[list[tuple[int, str, list[SparseLinear]]], tuple[str, ...]]:
+        """What is rewired, and the names of the layers that do not train; checked.
+
+        For each weight its number among all in the order of ``named_modules``, its first layer's name and its layers.
+        """
         by_weight: dict[int, tuple[str, list[SparseLinear]]] = {}
         for name, module in self.model.named_modules():
             if isinstance(module, SparseLinear):
-                check_writable(name, module)
-                by_weight.setdefault(id(module.weight), (name, []))[1].append(module)
+                own = module._parameters.get("weight")
+                by_weight.setdefault(id(module if own is None else own), (name, []))[1].append(module)
         if not by_weight:
             raise ValueError(f"model must hold a SparseLinear to be rewired, got none in {type(self.model).__name__}")
-        if self.optimizer is not None:
-            held = {id(param) for group in self.optimizer.param_groups for param in group["params"]}
-            for weight, (name, layers) in by_weight.items():
-                if weight not in held and layers[0].weight.requires_grad:
-                    raise ValueError(
-                        f"optimizer must hold the weight of every layer that is rewired, got none for layer {name!r}:"
-                        " its state would be lost; give SET the part of the model that the optimizer trains"
-                    )
-        return list(by_weight.values())
+        groups = [(index, name, layers) for index, (name, layers) in enumerate(by_weight.values())]
+        trained = [group for group in groups if trains(group[2][0])]
+        for _, name, layers in trained:
+            for layer in layers:
+                check_writable(name, layer)
+            check_held(name, layers[0].weight, self.optimizer, "rewired")
+        return trained, tuple(name for _, name, layers in groups if not trains(layers[0]))
 
     def _plan(
         self,
@@ -334,7 +371,7 @@ class SET:
         zeta: float,
         step: int,
         index: int,
-        companions: list[torch.Tensor],
+        companions: Companions,
         status: torch.Tensor | None,
     ) -> Rewiring:
         layer = layers[0]
@@ -355,6 +392,7 @@ class SET:
                 ccol, row, layer.out_features, dropped, keys, sound=True, status=status
             )
             values = _checked_values(self.draw(layer, k, step, index, home), k, layer.weight.dtype).to(home)
+            writes = companions.prepared(source, values)
         except (RuntimeError, ValueError) as error:
             raise of_layer(name, error) from None
         finally:
@@ -365,7 +403,7 @@ class SET:
             name, k, (gone[0].to(device), gone[1].to(device)), (came[0].to(device), came[1].to(device)), layer.nnz
         )
         pattern = Pattern(new_ccol, new_row, *transposed(new_ccol, new_row, layer.out_features))
-        return Rewiring(layers, report, pattern, source, values, companions)
+        return Rewiring(layers, report, pattern, source, values, writes)
 
     def _check_shared(self, name: str, layers: list[SparseLinear], status: torch.Tensor | None) -> None:
         """Layers that share a weight must agree in what its entries are."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from ..nn.pattern import Pattern
 from ..ops import library as _ops
 
-__all__ = ["Similarity"]
+__all__ = ["Similarity", "total"]
+
+
+def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    """The sum of at least one tensor, from the first to the last."""
+    first, *rest = tensors
+    return sum(rest, start=first)
 
 
 class Similarity:
@@ -38,19 +44,19 @@ class Similarity:
         self._inverse = [self._norms([pair[side] for pair in self._pairs]) for side in (0, 1)]
 
     def _norms(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        square = sum(part.square().sum(0) for part in parts)
+        square = total(part.square().sum(0) for part in parts)
         self._reduce(square)
         return torch.where(square > 0, square, 1.0).rsqrt()  # of a silent unit every product is 0, too
 
     def of_columns(self, start: int, stop: int) -> torch.Tensor:
         """For inputs [start, stop) and every output: (stop - start, M)."""
-        products = sum(x[:, start:stop].T @ y for x, y in self._pairs)
+        products = total(x[:, start:stop].T @ y for x, y in self._pairs)
         self._reduce(products)
         return self._finish(products * self._inverse[0][start:stop, None] * self._inverse[1])
 
     def of_connections(self, pattern: Pattern) -> torch.Tensor:
         """For each connection of the layer's pattern, on the device of the pairs: (nnz,)."""
-        products = sum(_ops.sampled_product(y, x, *pattern) for x, y in self._pairs)
+        products = total(_ops.sampled_product(y, x, *pattern) for x, y in self._pairs)
         self._reduce(products)
         row, col = pattern.edges()
         return self._finish(products * self._inverse[0][col] * self._inverse[1][row])
