@@ -50,7 +50,8 @@ SHAPES = {
     "dense": Shape(9, 7, (17,), density=1.0, empty=None),
     "wide": Shape(70, 90, (33,), density=0.3),
 }
-WIDE = SHAPES["wide"]
+# So much that every kernel shares it among threads.
+SHARED = Shape(203, 311, (129,), density=0.3)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class Op:
     strided: tuple[str, ...] = ()  # arguments that may have any strides
     vmap: tuple[tuple[str, ...], ...] = ()  # groups of arguments that are batched together
     writes: str | None = None  # the argument that it writes to
+    thorough: tuple[str, ...] = ()  # norms for derivatives and opcheck, which take long; as `norms`, unless given
+
+    @property
+    def thorough_norms(self) -> tuple[str, ...]:
+        return self.thorough or self.norms
 
 
 def arguments_of(op: str) -> list[str]:

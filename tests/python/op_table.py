@@ -139,6 +139,8 @@ def layer_op(name: str, differentiable: tuple[str, ...], masks: int = 0) -> Op:
         differentiable=differentiable,
         strided=differentiable,
         vmap=(*((argument,) for argument in differentiable), PATTERN),
+        # Second derivatives of a derivative are third ones.
+        thorough=TYPICAL_NORMS if masks else (),
     )
 
 
