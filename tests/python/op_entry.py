@@ -40,7 +40,7 @@ class Shape:
 
 
 SMALL = Shape()
-# Beside it the corners: one sample, many dimensions, none, no connections, every one; and more than one tile and thread.
+# Beside it the corners: one sample, many dimensions, none, no connections, every one; and more than one tile.
 SHAPES = {
     "small": SMALL,
     "one sample": Shape(lead=()),

@@ -168,9 +168,7 @@ def of_pattern(compressed: str, indices: str, size: str) -> dict[str, Wrong]:
 
 COLUMNS = of_pattern("ccol_indices", "row_indices", "rows")
 STATUS = {
-    "status of float32": Wrong(
-        lambda s: s | {"status": torch.zeros(4)}, ("status must have dtype int64, got float32",)
-    ),
+    "status of float32": Wrong(lambda s: s | {"status": torch.zeros(4)}, ("status must have dtype int64", "float32")),
     "status of three": Wrong(
         lambda s: s | {"status": torch.zeros(3, dtype=torch.int64)}, ("status must be contiguous of shape (4,)", "3")
     ),

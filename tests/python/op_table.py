@@ -15,7 +15,19 @@ import op_references as references
 import op_rewiring
 import torch
 from op_entry import (
-    FLOATS, HALVES, SMALL, Op, Sample, Shape, Wrong, arguments_of, doubled, elsewhere, longer, number, put,
+    FLOATS,
+    HALVES,
+    SMALL,
+    Op,
+    Sample,
+    Shape,
+    Wrong,
+    arguments_of,
+    doubled,
+    elsewhere,
+    longer,
+    number,
+    put,
 )  # fmt: skip
 
 # Norms: name -> (a, b, p, which excitability: none, one for all rows ("shared"), or one for each ("own"))

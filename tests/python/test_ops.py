@@ -9,7 +9,7 @@ import oracle
 import pytest
 import torch
 from op_entry import FLOATS, HALVES, SHAPES, SHARED, SMALL, Op, Sample
-from op_table import FAMILY, NORMS, OPS, PATTERN, TYPICAL_NORMS
+from op_table import NORMS, OPS, PATTERN, TYPICAL_NORMS
 
 from dendnorm import norms
 from dendnorm.ops import vmap as rules
