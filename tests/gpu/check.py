@@ -128,7 +128,7 @@ def the_steps(device: str, out: Path, architecture: str) -> list[Step]:
     return [
         Step("build", build, 240),
         Step("tests of the device", [*pytest, "tests/gpu"], 90, paths, built),
-        Step("the suite on the device", [*pytest, "--maxfail=20", *files], 120, on_device, built),
+        Step("the suite on the device", [*pytest, "--maxfail=20", *files], 180, on_device, built),
         Step("compute-sanitizer memcheck", memcheck, 60, paths, built, tool="compute-sanitizer"),
         Step("compute-sanitizer racecheck", racecheck, 60, paths, built, tool="compute-sanitizer"),
         Step("benchmark", bench, 150, paths, built, keep=kept),
