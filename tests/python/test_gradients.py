@@ -6,12 +6,15 @@ from __future__ import annotations
 import pytest
 import torch
 from op_entry import SMALL
-from op_table import FAMILY, layer_arguments
+from op_table import FAMILY, TYPICAL_NORMS, layer_arguments
 
 import dendnorm  # noqa: F401  (registers the ops)
 
 ops = torch.ops.dendnorm
-every_norm = pytest.mark.parametrize("norm", sorted(FAMILY))
+every_norm = pytest.mark.parametrize(
+    "norm",
+    [pytest.param(norm, marks=[] if norm in TYPICAL_NORMS else [pytest.mark.slow]) for norm in sorted(FAMILY)],
+)
 COLS = SMALL.cols
 
 

@@ -25,11 +25,15 @@ KEYS = ("Autograd", "FuncTorchBatched")
 AOT = "aot_eager"
 
 
-def over(cases: list[tuple]) -> pytest.MarkDecorator:
-    """Parametrise with the cases of an op, a norm and, in some, a dtype."""
+def over(cases: list[tuple], quick: tuple[str, ...] | None = None) -> pytest.MarkDecorator:
+    """Parametrise with cases of an op, a norm and, in some, a dtype; those of norms that are not `quick` are slow."""
     names = ("name", "norm", "dtype")[: len(cases[0])]
-    ids = ["-".join(str(part).removeprefix("torch.") for part in case) for case in cases]
-    return pytest.mark.parametrize(names, cases, ids=ids)
+    params = []
+    for case in cases:
+        marks = [pytest.mark.slow] if quick is not None and case[1] not in quick else []
+        label = "-".join(str(part).removeprefix("torch.") for part in case)
+        params.append(pytest.param(*case, id=label, marks=marks))
+    return pytest.mark.parametrize(names, params)
 
 
 def small(name: str, norm: str, dtype: torch.dtype = torch.float64) -> list[Sample]:
@@ -168,14 +172,14 @@ def function_of(name: str, sample: Sample) -> tuple[Callable, tuple[torch.Tensor
     return run, tuple(sample[argument].clone().requires_grad_() for argument in names)
 
 
-@over(DIFFERENTIABLE)
+@over(DIFFERENTIABLE, quick=TYPICAL_NORMS)
 def test_first_and_second_derivatives(name, norm):
     run, leaves = function_of(name, small(name, norm)[0])
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
-@over(DIFFERENTIABLE)
+@over(DIFFERENTIABLE, quick=TYPICAL_NORMS)
 def test_forward_mode(name, norm):
     run, leaves = function_of(name, small(name, norm)[0])
     assert torch.autograd.gradcheck(run, leaves, check_forward_ad=True, check_backward_ad=False)
@@ -197,7 +201,7 @@ def positional(name: str, sample: Sample) -> tuple[tuple, dict]:
 
 
 # An op that takes no tensor has nothing that opcheck looks at.
-@over([(name, norm) for name, norm in THOROUGH if given(small(name, norm)[0])])
+@over([(name, norm) for name, norm in THOROUGH if given(small(name, norm)[0])], quick=("none", "joint"))
 def test_opcheck(name, norm):
     op, dtypes = getattr(ops, name).default, [dtype for dtype in OPS[name].dtypes if dtype in FLOATS]
     samples = small(name, norm)
@@ -207,13 +211,13 @@ def test_opcheck(name, norm):
         torch.library.opcheck(op, *positional(name, sample))
 
 
-@over([(name, norm) for name, norm in THOROUGH if OPS[name].differentiable])
+@over(DIFFERENTIABLE, quick=("joint",))
 def test_opcheck_with_gradients(name, norm):
     sample = with_gradients(name, small(name, norm)[0])
     torch.library.opcheck(getattr(ops, name).default, *positional(name, sample))
 
 
-@over(TYPICAL)
+@over(TYPICAL, quick=("joint",))
 def test_compiled_equals_eager(name, norm):
     sample = small(name, norm)[0]
     if OPS[name].writes is not None:
