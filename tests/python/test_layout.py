@@ -221,7 +221,7 @@ def test_every_package_is_installed():
     for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
         assert (folder / "__init__.py").exists(), folder
     assert (PACKAGE / "py.typed").exists()
-    assert settings["tool"]["setuptools"]["package-data"]["dendnorm"] == ["py.typed"]
+    assert settings["tool"]["setuptools"]["package-data"]["dendnorm"] == ["py.typed", "_C.pyi"]
 
 
 def test_what_version_0_1_called_its_modules_are_modules():
