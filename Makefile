@@ -1,9 +1,9 @@
-# `make demo` trains networks and draws a picture; `make test` runs every test; `make docs` makes the site. Each makes what
-# it needs: a virtual environment in .venv with everything that pip can install, and system packages through apt-get where
-# it may.
+# `make demo` trains networks and draws a picture; `make test` runs every test, `make test-fast` those to run after each
+# edit; `make docs` makes the site. Each makes what it needs: a virtual environment in .venv with everything that pip can
+# install, and system packages through apt-get where it may. CONTRIBUTING.md says more.
 
 PYTHON ?= python3
-TORCH ?= torch>=2.11,<2.14
+TORCH ?= torch>=2.11,<2.15
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -15,7 +15,7 @@ CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 NVCC := $(firstword $(CUDACXX) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test bench docs gpu-check lint clean
+.PHONY: demo test test-fast bench docs gpu-check lint clean
 .DELETE_ON_ERROR:
 
 # What pip cannot bring: the interpreter's venv module, a compiler, GoogleTest.
@@ -34,6 +34,7 @@ $(VENV)/.train: $(VENV)/.tools
 
 $(VENV)/.test: $(VENV)/.train
 	$(PY) -m pip install --quiet --disable-pip-version-check pytest hypothesis expecttest
+	-$(PY) -m pip install --quiet --disable-pip-version-check pytest-xdist
 	@# Other people's trainers, and the site; their tests are skipped by name where these cannot be had.
 	-$(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)' transformers accelerate lightning \
 	  pytorch-lightning tensorboard
@@ -68,6 +69,12 @@ test: $(VENV)/.test $(VENV)/.built
 	$(if $(NVCC),-$(MAKE) --no-print-directory $(CUDA_VENV)/.ready)
 	DENDNORM_NVCC='$(NVCC)' DENDNORM_CUDA_ENV='$(abspath $(CUDA_VENV))' $(PY) tests/run_all.py
 
+# The tests of Python that take less than a second or two each (conftest.py says which do not), side by side where
+# pytest-xdist can be had. ARGS="-k norms" narrows them.
+test-fast: $(VENV)/.test $(VENV)/.built
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'not slow' \
+	  $$($(PY) -c 'import xdist' 2>/dev/null && echo -n 2 --dist worksteal) tests/python $(ARGS)
+
 # Everything that needs a GPU, with what the current Python has: no environment, no network.
 gpu-check:
 	$(PYTHON) tests/gpu/check.py $(ARGS)
@@ -87,9 +94,10 @@ bench: $(VENV)/.train $(VENV)/.built
 	$(VENV)/bin/dendnorm bench --roofline build/bench/roofline.json --out build/bench $(ARGS)
 
 lint: $(VENV)/.tools
-	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format
+	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(PY) -m mypy
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find csrc cuda tests benchmarks examples -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 clean:

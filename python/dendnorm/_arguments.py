@@ -21,7 +21,7 @@ def whole(name: str, value: object, lowest: int, highest: int = SEED_END - 1, bo
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an int, got {value!r}")
-    if not lowest <= value <= highest:
+    if not lowest <= int(value) <= highest:
         raise ValueError(f"{name} must be in {bounds.format(lowest)}, got {value}")
     return int(value)
 
@@ -61,7 +61,7 @@ def connections(density: object, nnz: object, positions: int) -> int:
     if nnz is None:
         if isinstance(density, bool) or not isinstance(density, numbers.Real):
             raise TypeError(f"density must be a number, got {density!r}")
-        if not 0 < density <= 1:
+        if not 0 < float(density) <= 1:
             raise ValueError(f"density must be in (0, 1], got {density}")
         count = round(float(density) * positions)
     else:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from types import ModuleType
 
-from .checkpoint import container
-from .models import allocation, sparsify, summary
-from .nn import activations, functional, linear, norms
-from .rewiring import drop, grow, observing, reports, resize, schedules, similarity, writing
-
-_MOVED: dict[str, ModuleType] = {
-    "activations": activations,
-    "allocation": allocation,
-    "container": container,
-    "convert": sparsify,
-    "drop": drop,
-    "functional": functional,
-    "grow": grow,
-    "layers": linear,
-    "moving": writing,
-    "norms": norms,
-    "observing": observing,
-    "reports": reports,
-    "resizing": resize,
-    "schedules": schedules,
-    "similarity": similarity,
-    "summaries": summary,
+_MOVED = {
+    "activations": "nn.activations",
+    "allocation": "models.allocation",
+    "container": "checkpoint.container",
+    "convert": "models.sparsify",
+    "drop": "rewiring.drop",
+    "functional": "nn.functional",
+    "grow": "rewiring.grow",
+    "layers": "nn.linear",
+    "moving": "rewiring.writing",
+    "norms": "nn.norms",
+    "observing": "rewiring.observing",
+    "reports": "rewiring.reports",
+    "resizing": "rewiring.resize",
+    "schedules": "rewiring.schedules",
+    "similarity": "rewiring.similarity",
+    "summaries": "models.summary",
 }
 
 
 def register() -> None:
     """Let ``import dendnorm.layers`` and its like go on; ``dendnorm.rewiring`` has ``SET`` as before."""
-    for name, module in _MOVED.items():
-        sys.modules.setdefault(f"dendnorm.{name}", module)
+    # By name: some rooms offer a function under the name of the module that it comes from.
+    for name, place in _MOVED.items():
+        sys.modules.setdefault(f"dendnorm.{name}", importlib.import_module(f"dendnorm.{place}"))

@@ -8,13 +8,15 @@ import sys
 
 import pytest
 import torch
-from test_gradients import op_arguments, pattern_op_arguments
+from op_entry import SHAPES, Sample
+from op_table import OPS
 from torch._subclasses import FakeTensorMode
 
 import dendnorm  # noqa: F401  (loads the ops)
 from dendnorm import info
 
 DEVICE = torch.device("cuda", 0)
+LAYER_OPS = {op for op, entry in OPS.items() if entry.differentiable}
 NORMS = ("none", "l0", "joint", "lp:2", "lp-variable:3")
 SCHEMAS = {schema.name: schema for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("dendnorm::")}
 
@@ -47,32 +49,39 @@ def described(result) -> list[tuple]:
     ]
 
 
-def check_fake(op: str, positional: tuple, named: dict) -> None:
+def check_fake(op: str, sample: Sample) -> None:
     function = getattr(torch.ops.dendnorm, op)
-    on_cpu = function(*positional, **named)
+    on_cpu = function(**sample)
     with FakeTensorMode():
-        result = function(*map(moved, positional), **{name: moved(value) for name, value in named.items()})
+        result = function(**{name: moved(value) for name, value in sample.items()})
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
             assert not isinstance(tensor, torch.Tensor) or tensor.device == DEVICE
     assert described(result) == described(on_cpu)
 
 
-@pytest.mark.parametrize("with_gradients", [True, False])
+def with_gradients(op: str, sample: Sample) -> Sample:
+    leaves = {name: sample[name] for name in OPS[op].differentiable if sample[name] is not None}
+    return sample | {name: tensor.clone().requires_grad_() for name, tensor in leaves.items()}
+
+
+@pytest.mark.parametrize("differentiated", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
-def test_fake_results_of_the_layer_are_the_cpus(norm, with_gradients):
-    for op, arguments in op_arguments(norm, with_gradients).items():
-        check_fake(op, arguments, {})
+def test_fake_results_of_the_layer_are_the_cpus(norm, differentiated):
+    for op in LAYER_OPS:
+        for dtype in OPS[op].dtypes:
+            for sample in OPS[op].samples(norm, dtype, SHAPES["small"]):
+                check_fake(op, with_gradients(op, sample) if differentiated else sample)
 
 
-@pytest.mark.parametrize("op", sorted(pattern_op_arguments()))
+@pytest.mark.parametrize("op", sorted(OPS.keys() - LAYER_OPS))
 def test_fake_results_of_the_pattern_ops_are_the_cpus(op):
-    for positional, named in pattern_op_arguments()[op]:
-        check_fake(op, positional, named)
+    for dtype in OPS[op].dtypes:
+        for sample in OPS[op].samples("none", dtype, SHAPES["small"]):
+            check_fake(op, sample)
 
 
 def test_every_op_is_among_them():
-    tried = set(op_arguments("joint", False)) | set(pattern_op_arguments())
-    assert {name.removeprefix("dendnorm::") for name in SCHEMAS} == tried
+    assert {name.removeprefix("dendnorm::") for name in SCHEMAS} == OPS.keys()
 
 
 @pytest.mark.parametrize("feature_major", [False, True])

@@ -111,7 +111,7 @@ def the_steps(device: str, out: Path, architecture: str) -> list[Step]:
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (out / "package", ROOT / "tests" / "python")))}
     options = [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"] if on_gpu else []
     build = [python, "tests/build_package.py", str(out), f"-DDENDNORM_CUDA={'ON' if on_gpu else 'OFF'}", *options]
-    suite = ["oracle", "gradients", "set", "layer", "norms", "errors"]
+    suite = ["oracle", "ops", "gradients", "set", "layer", "norms", "errors"]
     # Not hours of the same: the tests of corners, of every norm and of rewiring.
     files = [f"tests/python/test_{name}.py" for name in (suite if on_gpu else ["errors"])]
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -128,7 +128,7 @@ def the_steps(device: str, out: Path, architecture: str) -> list[Step]:
     return [
         Step("build", build, 240),
         Step("tests of the device", [*pytest, "tests/gpu"], 90, paths, built),
-        Step("the suite on the device", [*pytest, "--maxfail=20", *files], 120, on_device, built),
+        Step("the suite on the device", [*pytest, "--maxfail=20", *files], 180, on_device, built),
         Step("compute-sanitizer memcheck", memcheck, 60, paths, built, tool="compute-sanitizer"),
         Step("compute-sanitizer racecheck", racecheck, 60, paths, built, tool="compute-sanitizer"),
         Step("benchmark", bench, 150, paths, built, keep=kept),

@@ -36,6 +36,19 @@ if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
 
 
+# Trainers, other processes, whole trainings, builds: what `make test-fast` leaves out, beside tests marked "slow".
+SLOW_FILES = {
+    "bench", "cli", "cpp", "data", "distributed", "docs", "ecosystem", "gpu_check", "paper", "site", "trainers",
+    "training",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True)
 def _keep_torch_state() -> Iterator[None]:
     """A test that changes the threads or the seed must not change what the next one sees."""

@@ -103,6 +103,7 @@ class Result:
 
     value: np.ndarray
     terms: np.ndarray
+    skip: np.ndarray | None = None  # entries that only have to be finite
 
 
 def _numpy(tensor: torch.Tensor | None) -> np.ndarray | None:
@@ -182,8 +183,9 @@ def assert_close(name: str, got: torch.Tensor, want: Result, tolerance: float, s
         return
     bound = tolerance * (want.terms + 1e-12 * want.terms.max())
     excess = np.abs(values - want.value) - bound
-    if skip is not None:
-        excess = np.where(skip, -1.0, excess)
+    for finite_only in (skip, want.skip):
+        if finite_only is not None:
+            excess = np.where(finite_only, -1.0, excess)
     worst = np.unravel_index(np.argmax(excess), excess.shape)
     assert excess[worst] <= 0, (
         f"{name}{[int(i) for i in worst]}: got {values[worst]!r}, expected {want.value[worst]!r}, "

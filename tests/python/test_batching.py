@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import product
 
+import op_table
 import pytest
 import torch
 from torch.func import functional_call, grad, stack_module_state, vmap
@@ -13,7 +14,7 @@ from dendnorm.ops import vmap as rules
 
 ops = torch.ops.dendnorm
 SIZE, INPUTS, OUTPUTS, CONNECTIONS = 3, 7, 5, 17
-FAMILY = {"none": (0.0, 0.0, 2.0), "l0": (1.0, 0.0, 2.0), "joint": (1.0, 1.0, 2.0), "lp:3": (0.0, 1.0, 3.0)}
+FAMILY = {name: op_table.FAMILY[name][:3] for name in ("none", "l0", "joint", "lp:3")}
 # Which of these are batched; a pattern is batched as a whole.
 EVERY_CHOICE = list(product([False, True], repeat=5))
 both_ways = pytest.mark.parametrize("joined", [True, False], ids=["blocks", "one by one"])

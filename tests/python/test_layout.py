@@ -221,4 +221,15 @@ def test_every_package_is_installed():
     for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
         assert (folder / "__init__.py").exists(), folder
     assert (PACKAGE / "py.typed").exists()
-    assert settings["tool"]["setuptools"]["package-data"]["dendnorm"] == ["py.typed"]
+    assert settings["tool"]["setuptools"]["package-data"]["dendnorm"] == ["py.typed", "_C.pyi"]
+
+
+def test_what_version_0_1_called_its_modules_are_modules():
+    from types import ModuleType
+
+    from dendnorm import _moved
+
+    for name, place in _moved._MOVED.items():
+        module = sys.modules[f"dendnorm.{name}"]
+        assert isinstance(module, ModuleType), name
+        assert module.__name__ == f"dendnorm.{place}"

@@ -8,23 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_table import FAMILY, NORMS, POWERS
 
 import dendnorm
 
 ops = torch.ops.dendnorm
-
-POWERS = (1.0, 1.5, 2.0, 3.0, 3.7, 5.0)
-# name -> (a, b, p, which excitability)
-NORMS = {
-    "none": (0.0, 0.0, 2.0, None),
-    "l0": (1.0, 0.0, 2.0, "shared"),
-    "l0-variable": (1.0, 0.0, 2.0, "own"),
-    "weight_norm": (0.0, 1.0, 2.0, "own"),
-    "joint": (1.0, 1.0, 2.0, "own"),
-    **{f"lp:{p:g}": (0.0, 1.0, p, "shared") for p in POWERS},
-    **{f"lp-variable:{p:g}": (0.0, 1.0, p, "own") for p in POWERS},
-}
-FAMILY = {**NORMS, "family": (0.5, 0.5, 2.5, "own"), "family-shared": (0.5, 0.5, 2.5, "shared")}
 
 BATCHES = st.one_of(st.sampled_from([1, 7, 10, 16, 17, 33, 64, 65, 129]), st.integers(0, 70))
 SIZES = st.integers(0, 40)

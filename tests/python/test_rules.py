@@ -443,7 +443,9 @@ def test_cosine_rules_are_the_dense_cosines(absolute, block):
             assert positions(came.grown) == lowest(-similarity, ~left, came.k)
 
 
-@pytest.mark.parametrize(("drops", "grows"), list(itertools.product(sorted(drop.DROPS.named), sorted(grow.GROWS.named))))
+@pytest.mark.parametrize(
+    ("drops", "grows"), list(itertools.product(sorted(drop.DROPS.named), sorted(grow.GROWS.named)))
+)
 def test_every_rule_goes_with_every_other(drops, grows):
     model = Net("joint", dtype=torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -41,6 +41,7 @@ def network() -> torch.nn.Sequential:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.feature("torch.compile, full graph and dynamic shapes, forward and backward")
 def test_compile_fullgraph_equals_eager_forward_and_backward():
     model = network()

@@ -204,7 +204,7 @@ def _checked_model(content: dict[str, Any], model: nn.Module, adopt_pattern: boo
         raise ValueError(
             _differences(*({name: f"shared with {other}" for name, other in part.items()} for part in parts))
         )
-    given = OrderedDict(content["model"])
+    given: Any = OrderedDict(content["model"])
     given.update({name: given[other] for name, other in shared.items()})
     given._metadata = content["versions"]
 
@@ -261,7 +261,8 @@ def _check_optimizer(content: dict[str, Any], model: nn.Module, optimizer: torch
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()  # a tuple, unless a dict is asked for
+    kind, keys, *rest = legacy
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],

@@ -41,6 +41,8 @@ def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
     modules, planned = dict(inner.named_modules()), []
     for part in report:
         mine, theirs = modules.get(part.name), model.get_submodule(part.name)
+        if not isinstance(theirs, SparseLinear):
+            raise ValueError(f"model must hold the layer {part.name!r} that report tells of, got {theirs}")
         shape = (theirs.in_features, theirs.out_features, theirs.nnz)
         if not isinstance(mine, SparseLinear) or (mine.in_features, mine.out_features, mine.nnz) != shape:
             raise ValueError(f"averaged must hold a layer {part.name!r} like the model's, {theirs}, got {mine}")

@@ -44,7 +44,8 @@ def scalars(model: nn.Module, report: RewireReport) -> dict[str, float]:
     total, replaced = sum(layer.nnz for layer in report), sum(layer.k for layer in report)
     values = {"rewiring/number": float(report.step), "rewiring/replaced": replaced / max(total, 1)}
     for layer in report:
-        module, name = model.get_submodule(layer.name), f"rewiring/{layer.name or 'layer'}"
+        module: Any = model.get_submodule(layer.name)
+        name = f"rewiring/{layer.name or 'layer'}"
         values[f"{name}/replaced"] = layer.k / max(layer.nnz, 1)
         values[f"{name}/density"] = module.density
         values[f"{name}/in_degree_std"] = float(module.in_degrees().double().std(correction=0))

@@ -48,6 +48,7 @@ def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None)
     size = dist.get_world_size(process_group)
 
     def average(parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None, "this runs once the gradient is there"
         dist.all_reduce(parameter.grad, group=process_group)
         parameter.grad.div_(size)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .._extras import require
 from .core import LightningRewiring
 
-_module = require("pytorch_lightning", "lightning")
+_Callback: Any = require("pytorch_lightning", "lightning").Callback
 
 __all__ = ["RewiringCallback"]
 
 
-class RewiringCallback(LightningRewiring, _module.Callback):
+class RewiringCallback(LightningRewiring, _Callback):
     __doc__ = LightningRewiring.__doc__

@@ -9,8 +9,8 @@ from typing import Any
 from .._extras import require
 from .core import ScheduledRewiring
 
-_transformers = require("transformers", "transformers")
-_callbacks = require("transformers.trainer_callback", "transformers")
+_TrainerCallback: Any = require("transformers", "transformers").TrainerCallback
+_ExportableState: Any = require("transformers.trainer_callback", "transformers").ExportableState
 
 __all__ = ["RewiringCallback"]
 
@@ -24,7 +24,7 @@ def _whole_epochs(state: Any) -> int:
     return round(epoch) if abs(epoch - round(epoch)) < _NEARLY else int(epoch)
 
 
-class RewiringCallback(_transformers.TrainerCallback, _callbacks.ExportableState):
+class RewiringCallback(_TrainerCallback, _ExportableState):
     """Rewires the sparse layers of a ``transformers.Trainer``'s model on a schedule.
 
         callback = RewiringCallback(every_n_steps=100, zeta=0.15, start_after=500)
