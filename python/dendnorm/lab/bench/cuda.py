@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from .bench_contenders import OURS, Shape
+from .contenders import OURS
+from .shape import Shape
 
 __all__ = ["SHAPES", "add_variants", "bound_ms", "elapsed_ms", "in_order"]
 

@@ -2,72 +2,110 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from .._extras import require
+from ..._extras import require
+from ...analysis.style import NORM_COLOURS, PALETTE, heading, legend_below, new_figure, open_frames
+from ..report import counted
+from .contenders import OURS
 
-__all__ = ["bench"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-BENCH_COLOURS = {
-    "dense": "#000000",
-    "masked": "#888888",
-    "torch.sparse": "#E69F00",
-    "SparseProp": "#CC3311",
-    "dendnorm": "#0072B2",
-    "dendnorm, l0": "#56B4E9",
+__all__ = ["COLOURS", "picture"]
+
+# Our layers have the colours of their norms; the peers have those that no other contender has.
+COLOURS = {
+    "dense": PALETTE["reddish purple"],
+    "masked": PALETTE["grey"],
+    "torch.sparse": PALETTE["orange"],
+    "SparseProp": PALETTE["vermillion"],
+    "dendnorm": NORM_COLOURS["none"],
+    "dendnorm, l0": NORM_COLOURS["l0"],
 }
+VARIANTS = {", TF32, graph": "-.", ", TF32": "--", ", graph": ":"}  # of a contender on a GPU
+
+Entry = Mapping[str, Any]
 
 
-def bench(results: dict[str, Any], path: str | Path) -> None:
+def _style(name: str) -> dict[str, Any]:
+    """A variant is drawn in its contender's colour."""
+    for variant, line in VARIANTS.items():
+        if name.endswith(variant):
+            return {"color": COLOURS.get(name.removesuffix(variant)), "linestyle": line}
+    return {"color": COLOURS.get(name), "linestyle": "-"}
+
+
+def _draw(axes: Axes, sweep: Sequence[Entry], place: Callable[[Entry], float], scale: Callable[[Entry], float]
+          ) -> dict[str, Any]:  # fmt: skip
+    """The median of each contender as a line, shaded from the lower to the upper quartile.
+
+    Args:
+        place: where an entry lies on the horizontal axis.
+        scale: what milliseconds are multiplied with.
+
+    Returns:
+        the lines by name.
+    """
+    lines = {}
+    for name in sweep[0]["contenders"] if sweep else ():
+        points = []
+        for entry in sweep:
+            times = entry["contenders"][name]
+            if "median_ms" in times:
+                points.append(
+                    (place(entry), *(scale(entry) * ms for ms in (times["median_ms"], *times["quartiles_ms"])))
+                )
+        if points:
+            x, median, low, high = zip(*points, strict=True)
+            style = _style(name)
+            axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+            (lines[name],) = axes.plot(x, median, label=name, linewidth=2 if name == OURS else 1.3,
+                                       marker="s" if name == OURS else "o", markersize=3.5, **style)  # fmt: skip
+    return lines
+
+
+def picture(results: Mapping[str, Any]) -> Figure:
     """Time of a training step against density, with the crossover to dense; cost of a connection against nnz and batch.
 
     Args:
-        results: what `dendnorm.bench.run` returns, with sweeps.
-        path: the picture to write.
+        results: what ``runner.run`` returns, with sweeps.
     """
-    figure_module = require("matplotlib.figure", "bench")
-    figure = figure_module.Figure(figsize=(13, 4.8), layout="constrained")
+    figure = new_figure(13, 4.8)
     panels = figure.subplots(1, 3)
     sweeps = results["sweeps"]
     base = sweeps["density"][0]["shape"]
     layer = f"{base['in']} → {base['out']}"
-    drawn: dict[str, Any] = {}
-
-    def draw(axes: Any, sweep: list[dict[str, Any]], key: Any, value: Any) -> None:
-        for name in sweep[0]["contenders"] if sweep else ():
-            points = [(key(e), value(e, e["contenders"][name]["median_ms"])) for e in sweep
-                      if "median_ms" in e["contenders"][name]]  # fmt: skip
-            if points:
-                width = 2 if name == "dendnorm" else 1.3
-                style = {"color": BENCH_COLOURS.get(name), "linewidth": width, "marker": "o", "markersize": 3.5}
-                (line,) = axes.plot(*zip(*points, strict=True), label=name, **style)
-                drawn.setdefault(name, line)
-
-    draw(panels[0], sweeps["density"], lambda e: 100 * e["shape"]["density"], lambda e, ms: ms)
+    drawn = _draw(panels[0], sweeps["density"], lambda e: 100 * e["shape"]["density"], lambda e: 1.0)
     panels[0].set(title=f"{layer}, batch {base['batch']}", xlabel="connections that exist (%)", ylabel="ms per step")
-    found = results.get("crossover")
-    if found is not None:
-        panels[0].axvline(100 * found, color="#0072B2", linestyle=":", linewidth=1)
-        panels[0].annotate(f"dense wins from {found:.0%} on", (100 * found, 1), xycoords=("data", "axes fraction"),
-                           xytext=(-4, -12), textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
-    draw(panels[1], sweeps.get("nnz", []), lambda e: e["nnz"], lambda e, ms: ms * 1e6 / e["nnz"])
+    drawn |= _draw(panels[1], sweeps.get("nnz", []), lambda e: e["nnz"], lambda e: 1e6 / e["nnz"])
     panels[1].set(title="1 % density, batch 128", xlabel="connections", ylabel="ns per step and connection")
-    draw(
-        panels[2], sweeps.get("batch", []), lambda e: e["shape"]["batch"], lambda e, ms: ms * 1e3 / e["shape"]["batch"]
+    drawn |= _draw(
+        panels[2], sweeps.get("batch", []), lambda e: e["shape"]["batch"], lambda e: 1e3 / e["shape"]["batch"]
     )
-    panels[2].set(title=f"{layer}, {100 * results['shapes'][0]['shape']['density']:g} % density",
-                  xlabel="batch", ylabel="µs per step and sample")  # fmt: skip
+    panels[2].set(title=f"{layer}, {100 * results['shapes'][0]['shape']['density']:g} % density", xlabel="batch",
+                  ylabel="µs per step and sample")  # fmt: skip
+    formatter = require("matplotlib.ticker", "bench").FuncFormatter
     for axes in panels:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.grid(alpha=0.25, which="major")
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=list(drawn.values()), loc="outside lower center", ncols=len(drawn), frameon=False)
+    panels[0].xaxis.set_major_formatter(formatter(lambda value, position: f"{value:g} %"))
+    panels[2].xaxis.set_major_formatter(formatter(lambda value, position: f"{value:g}"))
+    found = results.get("crossover")
+    if found is not None:
+        panels[0].axvline(100 * found, color=COLOURS["dense"], linestyle=":", linewidth=1)
+        panels[0].annotate(f"dense wins from {found:.0%} on", (100 * found, 1), xycoords=("data", "axes fraction"),
+                           xytext=(-4, -12), textcoords="offset points", ha="right", fontsize=9)  # fmt: skip
+    open_frames(panels)
+    legend_below(figure, drawn, columns=8)
     facts = results["machine"]
-    figure.suptitle(
-        f"One training step (forward, dX, dV, dbias); lower is better\n{facts['processor']},"
-        f" {facts['threads']} threads, {facts['instruction set']}, torch {facts['torch']}",
-        fontsize=11,
+    heading(
+        figure,
+        "One training step (forward, dX, dV, dbias); lower is better; median, shaded: lower to upper quartile\n"
+        f"{facts['processor']}, {counted(facts['threads'], 'thread')}, {facts['instruction set']},"
+        f" torch {facts['torch']}",
     )
-    figure.savefig(path, dpi=150)
+    return figure

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def _files(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted(found)
 
 
-def _grey(image):
+def _grey(image: Any) -> Any:
     from PIL.Image import Resampling
 
     return image.convert("L").resize((SIDE, SIDE), Resampling.BOX)

@@ -60,7 +60,7 @@ SOURCES = {
         "COIL-100", ("coil-100", "coil100", "COIL-100"), coil.is_here, coil.load, lambda root: coil.EXPECTED
     ),
 }  # fmt: skip
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", "coil100")
+NAMES = ("digits", *SOURCES)
 
 
 def load(name: str = "digits", root: str | Path | None = None) -> DataSet:
