@@ -44,7 +44,7 @@ def legend_of_curves(figure: Figure, labels: Mapping[str, str], chosen: Mapping[
     handles = [line([], [], color=chosen[norm], linewidth=2, label=label) for norm, label in labels.items()]
     handles += [line([], [], color=PALETTE["grey"], linestyle=style, label=f"{phase} rewiring")
                 for phase, style in STYLES.items()]  # fmt: skip
-    legend_below(figure, [*handles, *more], columns=4)
+    legend_below(figure, [*handles, *more])
 
 
 def curves(results: Mapping[str, Any], summary: Mapping[str, dict[str, Any]], title: str) -> Figure:

@@ -79,7 +79,7 @@ def picture(results: Mapping[str, Any]) -> Figure:
     base = sweeps["density"][0]["shape"]
     layer = f"{base['in']} → {base['out']}"
     drawn = _draw(panels[0], sweeps["density"], lambda e: 100 * e["shape"]["density"], lambda e: 1.0)
-    panels[0].set(title=f"{layer}, batch {base['batch']}", xlabel="connections that exist (%)", ylabel="ms per step")
+    panels[0].set(title=f"{layer}, batch {base['batch']}", xlabel="connections that exist", ylabel="ms per step")
     drawn |= _draw(panels[1], sweeps.get("nnz", []), lambda e: e["nnz"], lambda e: 1e6 / e["nnz"])
     panels[1].set(title="1 % density, batch 128", xlabel="connections", ylabel="ns per step and connection")
     drawn |= _draw(
