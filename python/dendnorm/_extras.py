@@ -10,7 +10,7 @@ from types import ModuleType
 __all__ = ["require"]
 
 # Where the name to import is not the name to install.
-_PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn"}
+_PACKAGES = {"PIL": "pillow", "pytorch_lightning": "pytorch-lightning", "sklearn": "scikit-learn"}
 
 
 def _packages_of(extra: str) -> list[str]:
