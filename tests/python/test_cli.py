@@ -231,5 +231,5 @@ def test_a_source_tree_names_the_package_alone(monkeypatch):
 
     monkeypatch.setattr(metadata, "requires", unknown)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match="needs the package pillow for train; .*: pip install pillow$"):
-        _extras.require("PIL.Image", "train")
+    with pytest.raises(ImportError, match=r"needs the package pillow for train; .*: pip install pillow$"):
+        _extras.require("PIL", "train")

@@ -84,7 +84,7 @@ def drawn(name, quick=False):
 def check_curves(cost, accuracy, summary, legend):
     """Two panels show a summary as the legend and the labels of the axes say."""
     assert "cost" in cost.get_ylabel() and "accuracy" in accuracy.get_ylabel() and "%" in accuracy.get_ylabel()
-    for norm, entry in summary.items():
+    for entry in summary.values():
         for phase, meant in MEANT.items():
             for axes, quantity, factor in ((cost, "train_cost", 1), (accuracy, "test_accuracy", 100)):
                 line = line_with(axes, factor * np.array(entry[phase][quantity]["mean"]))
@@ -273,3 +273,13 @@ def test_a_picture_appears_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
     style.save(figure, tmp_path / "picture.svg")
     assert [path.name for path in tmp_path.iterdir()] == ["picture.svg"]
+
+
+def test_what_is_cut_off_is_seen():
+    figure = style.new_figure(3, 2)
+    figure.subplots()
+    figure.suptitle("a heading that is longer than the picture is wide")
+    with pytest.raises(AssertionError, match="is not within"):
+        assert_whole(figure)
+    style.heading(figure, "a heading that is longer than the picture is wide")
+    assert_whole(figure)
