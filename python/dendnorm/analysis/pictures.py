@@ -48,8 +48,8 @@ def distributions(model: Any, path: str | Path | None = None) -> Figure:
     sides = (("in", "afferents of an output neuron", "vermillion"), ("out", "efferents of an input neuron", "orange"))
     for row, (name, layer) in zip(panels, layers, strict=True):
         for axes, (side, label, colour) in zip(row, sides, strict=False):
-            counts = analysis.degree_histogram(layer, side).tolist()
-            axes.bar(range(len(counts)), counts, width=1.0, color=PALETTE[colour])
+            neurons_of = analysis.degree_histogram(layer, side).tolist()
+            axes.bar(range(len(neurons_of)), neurons_of, width=1.0, color=PALETTE[colour])
             axes.set(xlabel=label, ylabel="neurons")
         counts, edges = analysis.weight_histogram(layer)
         row[2].stairs(counts.tolist(), edges.tolist(), fill=True, color=PALETTE["blue"])
