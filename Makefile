@@ -54,7 +54,7 @@ $(VENV)/.built: $(SOURCES) | $(VENV)/.tools
 
 # DATA=folder trains on the Fashion-MNIST or MNIST files that it holds.
 demo: $(VENV)/.train $(VENV)/.built
-	$(VENV)/bin/dendnorm train --out demo $(if $(DATA),--root '$(DATA)',--epochs 30) $(ARGS)
+	$(VENV)/bin/dendnorm train --out demo --overwrite $(if $(DATA),--root '$(DATA)',--epochs 30) $(ARGS)
 
 # About 5 GB, once. A failure is run_all's to report: the other tests run all the same.
 $(CUDA_VENV)/.ready:
@@ -91,7 +91,7 @@ bench: $(VENV)/.train $(VENV)/.built
 	cmake -S . -B build/bench -G Ninja -DCMAKE_BUILD_TYPE=Release -DDENDNORM_TORCH=OFF -DDENDNORM_BUILD_BENCHMARKS=ON
 	cmake --build build/bench
 	build/bench/roofline > build/bench/roofline.json
-	$(VENV)/bin/dendnorm bench --roofline build/bench/roofline.json --out build/bench $(ARGS)
+	$(VENV)/bin/dendnorm bench --roofline build/bench/roofline.json --out build/bench --overwrite $(ARGS)
 
 lint: $(VENV)/.tools
 	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format mypy

@@ -19,7 +19,8 @@ from torch import nn
 
 import dendnorm
 from dendnorm import info
-from dendnorm.lab import bench, training
+from dendnorm.lab import bench, train
+from dendnorm.lab.settings import Settings
 
 PIECE = 500
 WARM_UP = 200
@@ -39,7 +40,7 @@ def contenders(norms: list[str], density: float) -> dict[str, nn.Sequential]:
 
 def parts(model: nn.Sequential, x: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     """Microseconds of the parts of a step: least of five rounds."""
-    descent = training.Descent(model, training.Settings())
+    descent = train.Descent(model, Settings())
     parameters = list(model.parameters())
     hidden = model[0]
     signal = torch.rand_like(hidden(x))
@@ -82,7 +83,7 @@ def main() -> None:
     inputs = torch.rand(PIECE, arguments.batch, 784)
     targets = torch.randint(10, (PIECE, arguments.batch))
     models = contenders(arguments.norms or ["l0", "none"], arguments.density)
-    descents = {name: training.Descent(model, training.Settings()) for name, model in models.items()}
+    descents = {name: train.Descent(model, Settings()) for name, model in models.items()}
 
     def piece(name: str) -> float:
         model, descent = models[name], descents[name]

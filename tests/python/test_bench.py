@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import dendnorm
-from dendnorm.lab import bench, bench_contenders, bench_cuda, cli
+from dendnorm.lab import bench, cli
+from dendnorm.lab.bench import contenders, cuda, runner
 
 SMALL = bench.Shape(40, 30, 8, 0.2)
 
@@ -56,14 +57,14 @@ def test_memory_counts_every_table():
 
 
 def test_leaves_out_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr(bench_contenders, "DENSE_LIMIT", 1000)
+    monkeypatch.setattr(contenders, "DENSE_LIMIT", 1000)
     result = bench.measure(SMALL, ("dense", "dendnorm"), rounds=1)
     assert "GiB" in result["contenders"]["dense"]["unavailable"]
     assert "median_ms" in result["contenders"]["dendnorm"]
 
 
 def test_measures_nobody(monkeypatch):
-    monkeypatch.setattr(bench_contenders, "DENSE_LIMIT", 1000)
+    monkeypatch.setattr(contenders, "DENSE_LIMIT", 1000)
     for names in ((), ("dense", "masked")):
         result = bench.measure(SMALL, names, rounds=2)
         assert all("unavailable" in entry for entry in result["contenders"].values())
@@ -125,9 +126,9 @@ def test_sweeps_are_drawn(tmp_path, monkeypatch):
         small = bench.Shape(min(shape.inputs, 50), min(shape.outputs, 50), min(shape.batch, 64), shape.density)
         return real(small, contenders, 1, dtype, threads) | {"nnz": shape.nnz}
 
-    monkeypatch.setattr(bench, "measure", tiny)
+    monkeypatch.setattr(runner, "measure", tiny)
     times = {"step_ms": 1.0, "rewiring_ms": 2.0, "steps": 2.0}
-    monkeypatch.setattr(bench, "measure_rewiring", lambda shape, device: {"nnz": shape.nnz} | times)
+    monkeypatch.setattr(runner, "measure_rewiring", lambda shape, device: {"nnz": shape.nnz} | times)
     results = bench.run([SMALL], tmp_path, rounds=1, progress=False)
     assert set(results["sweeps"]) == {"density", "nnz", "batch", "threads", "rewiring"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md", "bench.png"]
@@ -162,20 +163,20 @@ def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path, capsy
 
 
 def test_the_bound_on_a_gpu_follows_the_level_that_holds_the_activations():
-    rates = bench_cuda.Rates(shared=30e12, l2=10e12, l2_bytes=50 << 20, memory=4e12)
+    rates = cuda.Rates(shared=30e12, l2=10e12, l2_bytes=50 << 20, memory=4e12)
     small = bench.Shape(784, 1000, 128, 0.2)  # both sides fit shared memory, and are read often enough
     wide = bench.Shape(4096, 4096, 128, 0.01)  # L2
     huge = bench.Shape(4_000_000, 4_000_000, 128, 1e-7)  # 4 samples of all neurons are 64 MB
     for shape, seconds in ((small, 2 / 30e12 + 1 / 10e12), (wide, 3 / 10e12), (huge, 3 / 4e12)):
-        assert bench_cuda.bound_ms(shape, rates) == pytest.approx(1e3 * 4 * shape.nnz * shape.batch * seconds)
-    assert bench_cuda.rates_of("NVIDIA H100 80GB HBM3") is not None
-    assert bench_cuda.rates_of("a new one") is None
+        assert cuda.bound_ms(shape, rates) == pytest.approx(1e3 * 4 * shape.nnz * shape.batch * seconds)
+    assert cuda.rates_of("NVIDIA H100 80GB HBM3") is not None
+    assert cuda.rates_of("a new one") is None
 
 
 def test_variants_on_a_gpu_come_after_what_they_vary():
     names = ["dendnorm, graph", "dense, TF32, graph", "dendnorm", "dense", "dense, TF32"]
     entries = {name: {} for name in names}
-    assert bench_cuda.in_order(("dense", "torch.sparse", "dendnorm"), entries) == [
+    assert cuda.in_order(("dense", "torch.sparse", "dendnorm"), entries) == [
         "dense", "dense, TF32", "dense, TF32, graph", "dendnorm", "dendnorm, graph"]  # fmt: skip
 
 
@@ -183,7 +184,7 @@ def test_tf32_is_set_for_the_step_alone():
     seen = []
     before = torch.backends.cuda.matmul.allow_tf32
     for allowed in (True, False):
-        bench_cuda.with_tf32(lambda: seen.append(torch.backends.cuda.matmul.allow_tf32), allowed)()
+        cuda.with_tf32(lambda: seen.append(torch.backends.cuda.matmul.allow_tf32), allowed)()
     assert seen == [True, False]
     assert torch.backends.cuda.matmul.allow_tf32 == before
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dendnorm.lab import data
+from dendnorm.lab.data import cifar
 
 
 def idx_bytes(array, magic=None):
@@ -133,7 +134,7 @@ def write_cifar(folder, records=4):
 
 @pytest.mark.parametrize("folder", [".", "cifar-10-batches-bin", "cifar-10/cifar-10-batches-bin"])
 def test_cifar_binary_is_read(tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(data, "CIFAR_RECORDS", 4)
+    monkeypatch.setattr(cifar, "RECORDS", 4)
     contents = write_cifar(tmp_path / "root" / folder)
     loaded = data.load("cifar10", tmp_path / "root")
     assert loaded.train_inputs.shape == (20, 3072) and loaded.test_inputs.shape == (4, 3072)
@@ -143,7 +144,7 @@ def test_cifar_binary_is_read(tmp_path, monkeypatch, folder):
 
 
 def test_damaged_cifar_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "CIFAR_RECORDS", 4)
+    monkeypatch.setattr(cifar, "RECORDS", 4)
     contents = write_cifar(tmp_path / "root")
     batch = contents["data_batch_3.bin"]
     path = tmp_path / "root" / "data_batch_3.bin"

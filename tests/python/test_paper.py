@@ -20,9 +20,10 @@ from torch import nn
 
 import dendnorm
 from dendnorm import analysis, plots
-from dendnorm.lab import cli, data, paper, training, trials
+from dendnorm.lab import cli, comparison, data, networks, paper, train, trials
 from dendnorm.lab.paper import Grid, Panel
-from dendnorm.lab.training import Settings
+from dendnorm.lab.results import PHASES
+from dendnorm.lab.settings import Settings
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
@@ -86,7 +87,7 @@ def test_quick_run_writes_picture_table_and_numbers(root, tmp_path, capsys, name
         assert len(panel["runs"]) == 2 and all(record["complete"] for record in panel["runs"])
         assert str(root) not in json.dumps(panel)
         for record in panel["runs"]:
-            assert len({entry[phase]["train_cost"] for entry in record["epochs"] for phase in training.PHASES}) == 4
+            assert len({entry[phase]["train_cost"] for entry in record["epochs"] for phase in PHASES}) == 4
 
 
 def test_orders_of_the_norm(root, tmp_path):
@@ -116,7 +117,7 @@ def test_a_trial_is_what_train_gives(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        plain = training.run(SMALL, tmp_path / "plain", progress=False)
+        plain = comparison.run(SMALL, tmp_path / "plain", progress=False)
     finally:
         torch.set_num_threads(threads)
     (panel,) = paper.collect([Panel("digits", SMALL)], tmp_path / "trials", progress=False)
@@ -186,7 +187,7 @@ def test_grid_is_equal_and_chosen_on_held_out_training_data(tmp_path, monkeypatc
 
 
 def test_held_out_examples_are_training_examples_of_every_class():
-    whole = training.load_data(replace(SMALL), torch.device("cpu"))
+    whole = train.load_data(replace(SMALL), torch.device("cpu"))
     order = whole.train_targets.argsort(stable=True)  # as files that are sorted by class come
     whole = replace(whole, train_inputs=whole.train_inputs[order], train_targets=whole.train_targets[order])
     split = data.hold_out(whole, 200)
@@ -200,7 +201,7 @@ def test_held_out_examples_are_training_examples_of_every_class():
     again = data.hold_out(whole, 200)
     assert torch.equal(again.test_inputs, split.test_inputs)
     with pytest.raises(ValueError, match="validation"):
-        training.load_data(replace(SMALL, validation=10_000), torch.device("cpu"))
+        train.load_data(replace(SMALL, validation=10_000), torch.device("cpu"))
 
 
 def test_identity_holds_what_decides_the_numbers():
@@ -347,22 +348,22 @@ def test_analysis_is_what_dense_arrays_say():
 
 
 def test_convolution_is_the_paper_s_size():
-    model = training.build_network((1, 28, 28), 10, Settings(convolution=20), "l0", 0)
+    model = networks.build_network((1, 28, 28), 10, Settings(convolution=20), "l0", 0)
     _, layer = analysis.first_sparse(model)
     assert (layer.in_features, layer.out_features) == (2880, 100) and layer.nnz == round(0.2 * 2880 * 100)
     assert model(torch.rand(3, 784)).shape == (3, 10)
     with pytest.raises(ValueError, match="6 pixels a side"):
-        training.build_network((1, 5, 9), 10, Settings(convolution=2), "l0", 0)
+        networks.build_network((1, 5, 9), 10, Settings(convolution=2), "l0", 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.01, "momentum": 0.5}])
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 def test_descent_is_torch_s_sgd(options, schedule):
     settings = replace(SMALL, schedule=schedule, epochs=1, **options)
-    loaded = training.load_data(settings, torch.device("cpu"))
-    model = training.build_network(loaded.image_shape, 10, settings, "l0", 0)
-    twin = training.build_network(loaded.image_shape, 10, settings, "l0", 0)
-    training._train_epoch(model, training.Descent(model, settings), loaded, settings, 1,
+    loaded = train.load_data(settings, torch.device("cpu"))
+    model = networks.build_network(loaded.image_shape, 10, settings, "l0", 0)
+    twin = networks.build_network(loaded.image_shape, 10, settings, "l0", 0)
+    train.train_epoch(model, train.Descent(model, settings), loaded, settings, 1,
                           torch.Generator().manual_seed(3), lambda n, loss: None)  # fmt: skip
     decay = options.get("weight_decay", 0.0)
     decayed = [p for n, p in twin.named_parameters() if n.endswith("weight")]
@@ -387,7 +388,7 @@ def test_descent_is_torch_s_sgd(options, schedule):
 def test_matched_networks_start_and_regrow_with_the_weights_of_he(norm):
     # 400 inputs at 25 %: 100 afferents for each neuron, so that weights that act are N(0, 2 / 100)
     settings = replace(SMALL, matched=True, hidden=(40,), epsilon=0.25, s=8.0, zeta=0.5)
-    model = training.build_network((1, 20, 20), 10, settings, norm, 0)
+    model = networks.build_network((1, 20, 20), 10, settings, norm, 0)
     layer = analysis.first_sparse(model)[1]
     wanted = math.sqrt(2 / 100)
     assert layer.effective_weight().std().item() == pytest.approx(wanted, rel=0.1)
@@ -395,7 +396,7 @@ def test_matched_networks_start_and_regrow_with_the_weights_of_he(norm):
     factor = 8 / 100 if norm != "none" else 1.0
     with torch.no_grad():
         layer.weight.mul_(1e-3).add_(1e3)  # whatever is small afterwards is new
-    training._Rewiring(model, None, settings, 0).step()
+    networks.Rewiring(model, None, settings, 0).step()
     new = layer.weight.detach()[layer.weight.detach() < 500]
     assert len(new) == layer.nnz // 2 and new.std().item() * factor == pytest.approx(wanted, rel=0.1)
 
@@ -405,31 +406,31 @@ def test_no_start_is_matched_by_an_excitability_of_0():
     with pytest.raises(ValueError, match="s must be other than 0 where starts are matched"):
         replace(SMALL, s=0.0, matched=True)
     settings = replace(SMALL, matched=True, hidden=(1,), epsilon=1e-9)  # rounds to no connection
-    assert analysis.first_sparse(training.build_network((1, 4, 4), 10, settings, "l0", 0))[1].nnz == 0
+    assert analysis.first_sparse(networks.build_network((1, 4, 4), 10, settings, "l0", 0))[1].nnz == 0
 
 
 def test_norms_of_the_length_of_v_start_and_regrow_as_ever():
     settings = replace(SMALL, matched=True, hidden=(40,), epsilon=0.25)
-    layer = analysis.first_sparse(training.build_network((1, 20, 20), 10, settings, "weight_norm", 0))[1]
+    layer = analysis.first_sparse(networks.build_network((1, 20, 20), 10, settings, "weight_norm", 0))[1]
     assert layer.weight.std().item() == pytest.approx(1, rel=0.1)
 
 
 def test_the_share_that_is_rewired_falls_to_nothing_as_a_cosine(tmp_path):
     settings = replace(SMALL, epochs=4, trials=1, norms=("l0",), zeta=0.4, zeta_schedule="cosine", hidden=(40,))
-    model = training.build_network((1, 20, 20), 10, settings, "l0", 0)
-    rewirer = training._Rewiring(model, None, settings, 0)
+    model = networks.build_network((1, 20, 20), 10, settings, "l0", 0)
+    rewirer = networks.Rewiring(model, None, settings, 0)
     nnz = analysis.first_sparse(model)[1].nnz
     replaced = [rewirer.step().layers[0].k for _ in range(4)]
     assert replaced == [round(0.4 * (1 + math.cos(math.pi * step / 4)) / 2 * nnz) for step in (1, 2, 3, 4)]
-    (record,) = training.run(settings, tmp_path, progress=False)["runs"]
+    (record,) = comparison.run(settings, tmp_path, progress=False)["runs"]
     last = record["epochs"][-1]
     assert last["before"] == last["after"] and record["epochs"][0]["before"] != record["epochs"][0]["after"]
 
 
 def test_dropout_is_off_when_measured_and_repeats_with_the_seed(tmp_path):
     settings = replace(SMALL, dropout=0.5, trials=1, norms=("l0",))
-    runs = [training.run(settings, tmp_path / str(i), progress=False)["runs"] for i in range(2)]
-    plain = training.run(replace(settings, dropout=0.0), tmp_path / "plain", progress=False)["runs"]
+    runs = [comparison.run(settings, tmp_path / str(i), progress=False)["runs"] for i in range(2)]
+    plain = comparison.run(replace(settings, dropout=0.0), tmp_path / "plain", progress=False)["runs"]
     costs = [[e["before"]["train_cost"] for e in r[0]["epochs"]] for r in (*runs, plain)]
     assert costs[0] == costs[1] != costs[2]
 

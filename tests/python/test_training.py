@@ -12,8 +12,11 @@ from torch import nn
 
 import dendnorm
 from dendnorm import info
-from dendnorm.lab import cli, curves, data, training
-from dendnorm.lab.training import Settings
+from dendnorm.analysis.style import save
+from dendnorm.lab import cli, comparison, curves, data, networks, train
+from dendnorm.lab.device import choose_device
+from dendnorm.lab.results import label, summarise
+from dendnorm.lab.settings import Settings
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
@@ -25,7 +28,7 @@ QUICK = {"epochs": 2, "trials": 2, "batch": 50, "hidden": (20,)}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / "not" / "there"
-    return training.run(Settings(**QUICK), out, progress=False), out
+    return comparison.run(Settings(**QUICK), out, progress=False), out
 
 
 def test_writes_a_result_for_every_network(trained):
@@ -54,7 +57,7 @@ def test_leaves_nothing_half_written(trained):
 
 def test_summary_is_mean_and_deviation_over_trials(trained):
     results, _ = trained
-    summary = training.summarise(results)
+    summary = summarise(results)
     assert list(summary) == ["none", "l0"]
     for norm, entry in summary.items():
         values = np.array([[e["after"]["test_accuracy"] for e in r["epochs"]]
@@ -67,17 +70,17 @@ def test_summary_is_mean_and_deviation_over_trials(trained):
 def test_table_names_networks_and_numbers(trained):
     results, out = trained
     table = (out / "table.md").read_text()
-    summary = training.summarise(results)
+    summary = summarise(results)
     for norm in ("none", "l0"):
         mean = summary[norm]["before"]["test_accuracy"]["mean"][-1]
-        line = next(line for line in table.splitlines() if training.label(norm) in line)
+        line = next(line for line in table.splitlines() if label(norm) in line)
         assert f"{100 * mean:.2f} ±" in line
     assert "64-20-10" in table and "Interrupted" not in table
 
 
 def test_same_seed_same_numbers(trained, tmp_path):
     results, _ = trained
-    again = training.run(Settings(**QUICK), tmp_path, progress=False)
+    again = comparison.run(Settings(**QUICK), tmp_path, progress=False)
 
     def without_times(runs):
         return [[{k: v for k, v in entry.items() if k != "seconds"} for entry in run["epochs"]] for run in runs]
@@ -86,8 +89,8 @@ def test_same_seed_same_numbers(trained, tmp_path):
 
 
 def test_learns_the_digits(tmp_path):
-    results = training.run(Settings(epochs=8, trials=1, lr=0.1), tmp_path, progress=False)
-    for entry in training.summarise(results).values():
+    results = comparison.run(Settings(epochs=8, trials=1, lr=0.1), tmp_path, progress=False)
+    for entry in summarise(results).values():
         cost = entry["before"]["train_cost"]["mean"]
         assert cost[-1] < cost[0]
         assert entry["before"]["test_accuracy"]["mean"][-1] > 0.7  # chance is 0.1
@@ -118,7 +121,7 @@ def test_interrupted_before_the_first_epoch(tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_train_epoch", interrupt)
+    monkeypatch.setattr(train, "train_epoch", interrupt)
     assert cli.main(["train", "--out", str(tmp_path), "--quiet"]) == 130
     assert json.loads((tmp_path / "results.json").read_text())["summary"] == {}
 
@@ -141,7 +144,7 @@ def test_command_line_trains_every_norm_and_says_where(tmp_path, capsys):
                        "--out", str(out), "--quiet", *options])  # fmt: skip
     assert status == 0
     printed = capsys.readouterr().out
-    assert all(training.label(norm) in printed for norm in norms)
+    assert all(label(norm) in printed for norm in norms)
     assert str(out) in printed
     assert "64-30-20-10" in printed
 
@@ -174,16 +177,16 @@ def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path, capsy
 
 def test_unknown_device_is_refused():
     with pytest.raises((ValueError, RuntimeError), match=r"cuda|banana"):
-        training.choose_device("banana")
+        choose_device("banana")
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda' needs a GPU and a build with CUDA"):
-            training.choose_device("cuda")
-        assert training.choose_device("auto").type == "cpu"
+            choose_device("cuda")
+        assert choose_device("auto").type == "cpu"
 
 
 def test_networks_of_one_seed_start_alike():
     settings = Settings(hidden=(30, 20))
-    nets = {norm: training.build_network((1, 8, 8), 10, settings, norm, seed=3) for norm in ("none", "l0", "joint")}
+    nets = {norm: networks.build_network((1, 8, 8), 10, settings, norm, seed=3) for norm in ("none", "l0", "joint")}
     control = nets["none"]
     assert [type(layer) for layer in control] == [
         dendnorm.SparseLinear, nn.Sigmoid, dendnorm.SparseLinear, nn.Sigmoid, nn.Linear]  # fmt: skip
@@ -194,19 +197,19 @@ def test_networks_of_one_seed_start_alike():
             assert torch.equal(mine.weight, theirs.weight) and torch.equal(mine.bias, theirs.bias)
     assert nets["l0"][0].norm is nets["l0"][2].norm, "hidden layers share one excitability"
     assert nets["l0"][0].nnz == round(0.2 * 64 * 30)
-    variable = training.build_network((1, 8, 8), 10, settings, "l0-variable", seed=3)
+    variable = networks.build_network((1, 8, 8), 10, settings, "l0-variable", seed=3)
     assert variable[0].norm is not variable[2].norm
-    other = training.build_network((1, 8, 8), 10, settings, "none", seed=4)
+    other = networks.build_network((1, 8, 8), 10, settings, "none", seed=4)
     assert not torch.equal(other[0].weight, control[0].weight)
 
 
 def test_evaluate_against_one_pass(monkeypatch):
-    monkeypatch.setattr(training, "EVALUATION_BATCH", 7)
+    monkeypatch.setattr(train, "EVALUATION_BATCH", 7)
     torch.manual_seed(0)
     model = nn.Linear(12, 5)
     inputs, targets = torch.randint(0, 256, (45, 12), dtype=torch.uint8), torch.randint(0, 5, (45,))
     scores = model(inputs.float() / 255).double()
-    cost, accuracy = training.evaluate(model, inputs, targets, 1 / 255)
+    cost, accuracy = train.evaluate(model, inputs, targets, 1 / 255)
     assert math.isclose(cost, nn.functional.cross_entropy(scores, targets).item(), rel_tol=1e-6)
     assert accuracy == (scores.argmax(1) == targets).double().mean().item()
 
@@ -219,32 +222,32 @@ def test_an_epoch_sees_every_example_once(monkeypatch):
             seen.append(x.detach().clone())
             return super().forward(x)
 
-    monkeypatch.setattr(training, "CHUNK", 30)
+    monkeypatch.setattr(train, "CHUNK", 30)
     inputs = torch.arange(101, dtype=torch.uint8)[:, None]
     targets = torch.zeros(101, dtype=torch.int64)
     digits = data.DataSet("made", inputs, targets, inputs, targets, 1.0, ("0", "1"), (1, 1, 1))
     model, steps = Spy(1, 2), []
     generator = torch.Generator().manual_seed(1)
     settings = Settings(batch=10, lr=1e-6)
-    descent = training.Descent(model, settings)
-    training._train_epoch(model, descent, digits, settings, 1, generator, lambda n, _: steps.append(n))
+    descent = train.Descent(model, settings)
+    train.train_epoch(model, descent, digits, settings, 1, generator, lambda n, _: steps.append(n))
     assert sorted(torch.cat(seen).flatten().int().tolist()) == list(range(101))
     assert torch.cat(seen).flatten().int().tolist() != list(range(101)), "in a new order"
     assert sum(steps) == len(seen) == 11
 
 
 def test_labels_are_the_papers_words():
-    assert training.label("none") == "control"
-    assert training.label("l0") == "dendritic (L0)"
-    assert training.label("lp:3") == "L3"
-    assert training.label("lp-variable:3") == "L3, one excitability per neuron"
+    assert label("none") == "control"
+    assert label("l0") == "dendritic (L0)"
+    assert label("lp:3") == "L3"
+    assert label("lp-variable:3") == "L3, one excitability per neuron"
 
 
 def test_curves_draw_one_trial_and_many(trained, tmp_path):
     results, _ = trained
-    summary = training.summarise(results)
-    curves.curves(results, summary, "title", tmp_path / "many.png")
-    curves.curves(results, {"l0": summary["l0"]}, "title", tmp_path / "one.png")
+    summary = summarise(results)
+    save(curves.curves(results, summary, "title"), tmp_path / "many.png")
+    save(curves.curves(results, {"l0": summary["l0"]}, "title"), tmp_path / "one.png")
     sizes = [(tmp_path / name).stat().st_size for name in ("many.png", "one.png")]
     assert min(sizes) > 10_000
 

@@ -68,7 +68,7 @@ def mean_weighted_input(layer: SparseLinear, inputs: torch.Tensor, batch: int = 
     return mean if layer.bias is None else mean - layer.bias
 
 
-def first_sparse(model: nn.Sequential) -> tuple[nn.Sequential, SparseLinear]:
+def first_sparse(model: nn.Sequential) -> tuple[nn.Module, SparseLinear]:
     """What a sequence has before its first sparse layer (nothing: the identity), and that layer.
 
     Raises:
@@ -223,7 +223,7 @@ def log_rewiring(writer: Any, report: Iterable[Any], step: int, model: nn.Module
         writer.add_scalar(f"{name}/replaced", layer.k / count, step)
         writer.add_scalar(f"{name}/changed", (layer.k - int(again.sum())) / count, step)
         if model is not None:
-            module = model.get_submodule(layer.name)
+            module: Any = model.get_submodule(layer.name)
             writer.add_histogram(f"{name}/in_degree", module.in_degrees().cpu(), step)
             writer.add_histogram(f"{name}/out_degree", module.out_degrees().cpu(), step)
             writer.add_histogram(f"{name}/weight", module.effective_weight().cpu(), step)

@@ -1,49 +1,67 @@
-"""The picture of a comparison: training cost and test accuracy, epoch by epoch."""
+"""Training cost and test accuracy, epoch by epoch: the panels of every comparison, and the picture of one."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from .._extras import require
-from ..analysis import pictures
+from ..analysis.style import PALETTE, STYLES, colours, heading, legend_below, new_figure, open_frames
 
-__all__ = ["curves"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["PANELS", "curves", "draw_panel", "legend_of_curves"]
+
+PANELS = {"train_cost": ("training cost", 1), "test_accuracy": ("test accuracy (%)", 100)}  # label, and scale
 
 
-def curves(results: dict[str, Any], summary: dict[str, dict[str, Any]], title: str, path: str | Path) -> None:
-    """Training cost and test accuracy against epochs: mean over trials, shaded by one standard deviation."""
-    figure_module = require("matplotlib.figure", "train")
-    lines_module = require("matplotlib.lines", "train")
-    ticker = require("matplotlib.ticker", "train")
-    figure = figure_module.Figure(figsize=(10, 4.6), layout="constrained")
-    cost, accuracy = figure.subplots(1, 2)
-    spare = iter(pictures.MORE_COLOURS * len(summary))
-    handles = []
+def draw_panel(axes: Axes, summary: Mapping[str, dict[str, Any]], quantity: str, chosen: Mapping[str, str]) -> None:
+    """Mean over trials against epochs for every norm, before and after rewiring, shaded by one standard deviation.
+
+    Args:
+        quantity: a key of ``PANELS``.
+        chosen: the colour of each norm.
+    """
+    label, factor = PANELS[quantity]
     for norm, entry in summary.items():
-        colour = pictures.COLOURS.get(norm) or next(spare)
-        handles.append(lines_module.Line2D([], [], color=colour, linewidth=2, label=entry["label"]))
-        for axes, quantity, factor in ((cost, "train_cost", 1), (accuracy, "test_accuracy", 100)):
-            for phase, style in pictures.STYLES.items():
-                mean = [factor * value for value in entry[phase][quantity]["mean"]]
-                spread = [factor * value for value in entry[phase][quantity]["std"]]
-                low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-                axes.plot(entry["epochs"], mean, style, color=colour, linewidth=1.8, marker="o", markersize=3)
-                axes.fill_between(entry["epochs"], low, high, color=colour, alpha=0.13, linewidth=0)
-    grey = "#666666"
-    handles.append(lines_module.Line2D([], [], color=grey, linestyle="-", label="before rewiring"))
-    handles.append(lines_module.Line2D([], [], color=grey, linestyle="--", label="after rewiring"))
-    cost.set(title="Training cost (lower is better)", xlabel="epoch", ylabel="mean log-likelihood cost")
-    accuracy.set(title="Test accuracy (higher is better)", xlabel="epoch", ylabel="test accuracy (%)")
-    cost.set_ylim(bottom=0)
-    for axes in (cost, accuracy):
-        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), frameon=False)
+        for phase, style in STYLES.items():
+            mean, spread = ([factor * value for value in entry[phase][quantity][part]] for part in ("mean", "std"))
+            low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
+            axes.plot(entry["epochs"], mean, style, color=chosen[norm], linewidth=1.5,
+                      marker="o" if len(mean) < 3 else None, markersize=3)  # fmt: skip
+            axes.fill_between(entry["epochs"], low, high, color=chosen[norm], alpha=0.13, linewidth=0)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", "train").MaxNLocator(integer=True))
+    axes.grid(alpha=0.25)
+
+
+def legend_of_curves(figure: Figure, labels: Mapping[str, str], chosen: Mapping[str, str],
+                     more: Sequence[Any] = ()) -> None:  # fmt: skip
+    """The colour of each norm, the line style of each phase, and more handles that have their labels."""
+    line = require("matplotlib.lines", "train").Line2D
+    handles = [line([], [], color=chosen[norm], linewidth=2, label=label) for norm, label in labels.items()]
+    handles += [line([], [], color=PALETTE["grey"], linestyle=style, label=f"{phase} rewiring")
+                for phase, style in STYLES.items()]  # fmt: skip
+    legend_below(figure, [*handles, *more])
+
+
+def curves(results: Mapping[str, Any], summary: Mapping[str, dict[str, Any]], title: str) -> Figure:
+    """Training cost and test accuracy against epochs."""
+    figure = new_figure(10, 4.6)
+    panels = figure.subplots(1, 2)
+    chosen = colours(summary)
+    for axes, quantity in zip(panels, PANELS, strict=True):
+        draw_panel(axes, summary, quantity, chosen)
+    panels[0].set_title("Training cost (lower is better)")
+    panels[0].set_ylim(bottom=0)
+    panels[1].set_title("Test accuracy (higher is better)")
+    open_frames(panels)
+    legend_of_curves(figure, {norm: entry["label"] for norm, entry in summary.items()}, chosen)
     trials = sorted({entry["trials"] for entry in summary.values()})
     counted = f"{trials[0]}" if len(trials) == 1 else f"{trials[0]} to {trials[-1]}"
     note = ", interrupted" if results["interrupted"] else ""
     shading = f"mean of {counted} trials, shaded: one standard deviation" if trials[-1] > 1 else "one trial"
-    figure.suptitle(f"{title}\n{shading}{note}", fontsize=11)
-    figure.savefig(path, dpi=150)
+    heading(figure, f"{title}\n{shading}{note}")
+    return figure

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,11 @@ import torch
 
 from .._extras import require
 from . import data as data_module
-from . import training
+from .device import choose_device
 from .report import write_text
+from .results import new_record
+from .settings import Settings
+from .train import load_data, train_network
 
 __all__ = ["Job", "run"]
 
@@ -39,17 +42,15 @@ _progress: Any = None  # in a worker: the queue to the parent
 class Job:
     """One trial of one norm."""
 
-    settings: training.Settings
+    settings: Settings
     norm: str
     trial: int
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides the numbers of the trial: not where the data lie, not how many trials there are."""
-        described = asdict(self.settings)
-        for name in ("root", "trials", "norms", "seed"):
-            described.pop(name)
-        return described | {"norm": self.norm, "seed": self.settings.seed + self.trial, "torch": torch.__version__}
+        own = {"norm": self.norm, "seed": self.settings.seed + self.trial, "torch": torch.__version__}
+        return self.settings.identity() | own
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ class Job:
 def run(jobs: Sequence[Job], folder: str | Path, workers: int | None = None, progress: bool = True) -> list[dict]:
     """Train every job that has no file in `folder` yet, and return the records of all, in their order.
 
-    A record is what ``training.train_network`` fills, without the times; a trial whose cost stopped being finite has
+    A record is what ``train.train_network`` fills, without the times; a trial whose cost stopped being finite has
     its reason under "failed". Trials are written when they finish, whole or not at all: a run that was killed goes on
     where it was. Jobs that are equal are trained once.
 
@@ -73,8 +74,8 @@ def run(jobs: Sequence[Job], folder: str | Path, workers: int | None = None, pro
         progress: show a bar with an estimate of the time left.
 
     Raises:
-        ValueError: workers, or as ``training.load_data``.
-        FileNotFoundError, dendnorm.data.DataFileError: the data cannot be read.
+        ValueError: workers, or as ``train.load_data``.
+        FileNotFoundError, data.DataFileError: the data cannot be read.
         RuntimeError: a process was killed, for instance for memory; what was finished is kept.
     """
     if workers is not None and workers < 1:
@@ -122,7 +123,7 @@ def _train_all(waiting: dict[Path, Job], workers: int, progress: bool) -> None:
         raise RuntimeError("a training process was killed (perhaps for memory); finished trials are kept") from None
     finally:
         for process in list((pool._processes or {}).values()):
-            process.terminate()  # after an interruption nobody waits for half a trial
+            process.kill()  # after an interruption nobody waits for half a trial
         pool.shutdown(wait=True, cancel_futures=True)
         told.close()
         told.cancel_join_thread()
@@ -130,10 +131,11 @@ def _train_all(waiting: dict[Path, Job], workers: int, progress: bool) -> None:
 
 
 def _start(told: Any) -> None:
-    """A worker's beginning: one thread, Ctrl-C is the parent's business, and no end of the parent is outlived."""
+    """A worker's beginning: one thread, signals are the parent's business, and no end of the parent is outlived."""
     global _progress
     _progress = told
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -147,18 +149,15 @@ def _end_with_parent() -> None:
 
 @functools.lru_cache(maxsize=1)
 def _data(name: str, root: str | None, validation: int) -> data_module.DataSet:
-    settings = training.Settings(data=name, root=root, validation=validation)
-    return training.load_data(settings, torch.device("cpu"))
+    return load_data(Settings(data=name, root=root, validation=validation), torch.device("cpu"))
 
 
 def _train(job: Job, path: Path) -> None:
-    record = training.new_record(job.settings, job.norm, job.trial) | {"identity": job.identity}
+    record = new_record(job.settings, job.norm, job.trial) | {"identity": job.identity}
     data = _data(job.settings.data, job.settings.root, job.settings.validation)
-    device = training.choose_device(job.settings.device)
+    device = choose_device(job.settings.device)
     try:
-        training.train_network(
-            record, data, job.settings, device, lambda done, loss: None, lambda entry: _progress.put(1)
-        )
+        train_network(record, data, job.settings, device, lambda done, loss: None, lambda entry: _progress.put(1))
     except FloatingPointError as error:
         record["failed"] = str(error)
         _progress.put(job.settings.epochs - len(record["epochs"]))

@@ -3,61 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..nn.linear import SparseLinear
+from ...nn.linear import SparseLinear
 
-__all__ = ["CONTENDERS", "OURS", "Shape", "Unavailable"]
+__all__ = ["CONTENDERS", "OURS", "Unavailable"]
 
 DENSE_LIMIT = 2**28  # entries of a weight matrix above which the dense contenders are left out
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer and its batch.
-
-    Raises:
-        ValueError: names the field, what was expected and what came.
-    """
-
-    inputs: int
-    outputs: int
-    batch: int
-    density: float
-
-    def __post_init__(self) -> None:
-        for name in ("inputs", "outputs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shape: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"shape: density must be in (0, 1], got {self.density}")
-
-    @classmethod
-    def parse(cls, text: str) -> Shape:
-        """From "IN,OUT,BATCH,DENSITY"."""
-        parts = text.split(",")
-        try:
-            if len(parts) != 4:
-                raise ValueError
-            return cls(int(parts[0]), int(parts[1]), int(parts[2]), float(parts[3]))
-        except ValueError as error:
-            if str(error).startswith("shape:"):
-                raise
-            raise ValueError(f'shape must be "IN,OUT,BATCH,DENSITY" as in "784,1000,128,0.04", got {text!r}') from None
-
-    def __str__(self) -> str:
-        return f"{self.inputs} -> {self.outputs}, batch {self.batch}, {self.density:.2%}"
-
-    @property
-    def nnz(self) -> int:
-        return round(self.density * self.inputs * self.outputs)
-
-
-# ---- The contenders: each makes a module with the edges and values of `layer` ----
 
 
 class Unavailable(Exception):
@@ -146,7 +101,9 @@ def _sparseprop(layer: SparseLinear) -> nn.Module:
     try:
         from sparseprop.modules import SparseLinear as SparseProp
     except ImportError:
-        raise Unavailable("not installed (pip install --no-build-isolation --no-deps sparseprop)") from None
+        raise Unavailable(
+            "not installed (pip install scipy; pip install --no-build-isolation --no-deps sparseprop)"
+        ) from None
     weight = layer.to_sparse_csr()
     # From a dense stand-in of one entry: its own constructor would need the whole dense matrix.
     module = SparseProp(torch.ones(1, 1), nn.Parameter(layer.bias.detach().clone()))
@@ -170,6 +127,7 @@ def _ours_l0(layer: SparseLinear) -> nn.Module:
     )
 
 
+# Each makes a module with the edges and values of a layer.
 CONTENDERS: dict[str, Callable[[SparseLinear], nn.Module]] = {
     "dense": _dense,
     "masked": _masked,

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from ._ops import cuda_plan
-from .bench_contenders import OURS, Shape
+from ...ops.library import cuda_plan
+from .contenders import OURS
+from .shape import Shape
 
 __all__ = ["SHAPES", "add_variants", "bound_ms", "elapsed_ms", "in_order"]
 

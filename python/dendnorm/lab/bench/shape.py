@@ -1,0 +1,66 @@
+"""A layer to time, and those that the table holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SHAPES", "Shape"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer and its batch.
+
+    Raises:
+        ValueError: names the field, what was expected and what came.
+    """
+
+    inputs: int
+    outputs: int
+    batch: int
+    density: float
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "outputs", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"shape: {name} must be at least 1, got {getattr(self, name)}")
+        if not 0 < self.density <= 1:
+            raise ValueError(f"shape: density must be in (0, 1], got {self.density}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """From "IN,OUT,BATCH,DENSITY"."""
+        parts = text.split(",")
+        try:
+            if len(parts) != 4:
+                raise ValueError
+            return cls(int(parts[0]), int(parts[1]), int(parts[2]), float(parts[3]))
+        except ValueError as error:
+            if str(error).startswith("shape:"):
+                raise
+            raise ValueError(f'shape must be "IN,OUT,BATCH,DENSITY" as in "784,1000,128,0.04", got {text!r}') from None
+
+    def __str__(self) -> str:
+        return f"{self.inputs} -> {self.outputs}, batch {self.batch}, {self.density:.2%}"
+
+    @property
+    def nnz(self) -> int:
+        return round(self.density * self.inputs * self.outputs)
+
+
+SHAPES = tuple(
+    Shape(*values)
+    for values in (
+        (784, 1000, 128, 0.04),
+        (1000, 1000, 128, 0.02),
+        (784, 100, 32, 0.20),
+        (784, 100, 10, 0.20),
+        (2048, 2048, 256, 0.05),
+        (2048, 2048, 256, 0.10),
+        (4096, 4096, 128, 0.01),
+        (4000, 1000, 32, 0.05),
+        (768, 3072, 1024, 0.10),
+        (1000, 1000, 1, 0.05),
+        (32768, 32768, 64, 0.001),
+    )
+)

@@ -1,0 +1,99 @@
+"""Options of the command line: those that the fields of ``Settings`` describe, and those that commands share."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from ..settings import Option, Settings, option_of
+
+__all__ = ["Listed", "add_output", "add_settings", "add_threads", "given_settings", "set_threads"]
+
+
+class Listed(argparse.Action):
+    """Values set apart by spaces or commas; the option may be repeated for more."""
+
+    def __init__(self, *arguments: Any, kind: Callable[[str], Any] = str, **options: Any) -> None:
+        super().__init__(*arguments, nargs="+", **options)
+        self.kind = kind
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        held = list(getattr(namespace, self.dest, None) or ())
+        for text in ",".join(values).split(","):
+            if text:
+                try:
+                    held.append(self.kind(text))
+                except ValueError:
+                    raise argparse.ArgumentError(self, f"invalid {self.kind.__name__} value: {text!r}") from None
+        setattr(namespace, self.dest, held)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """An option for every field of ``Settings``; what is not given is not in the namespace."""
+    types = typing.get_type_hints(Settings)
+    for described in fields(Settings):
+        option = option_of(described)
+        flags = option.flags or ("--" + described.name.replace("_", "-"),)
+        parser.add_argument(
+            *flags,
+            dest=described.name,
+            default=argparse.SUPPRESS,
+            help=_help(described.name, option, described.default),
+            **_reading(types[described.name], option),
+        )
+
+
+def _help(name: str, option: Option, default: Any) -> str:
+    if name == "data" or default is None or default == () or default is False:
+        return option.help
+    shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{option.help} (default: {shown})"
+
+
+def _reading(kind: Any, option: Option) -> dict[str, Any]:
+    """What argparse is told of a field's type."""
+    if kind is bool:
+        return {"action": "store_true"}
+    if typing.get_origin(kind) is tuple:
+        return {"action": Listed, "kind": typing.get_args(kind)[0], "metavar": option.metavar}
+    number = kind if kind in (int, float) else str
+    return {"type": number, "choices": option.choices and tuple(option.choices), "metavar": option.metavar}
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a command line names, for ``Settings``."""
+    given = {described.name: getattr(arguments, described.name) for described in fields(Settings)
+             if hasattr(arguments, described.name)}  # fmt: skip
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+
+def add_output(
+    parser: argparse.ArgumentParser, out: str, quiet: str = "no progress bar", numbered: bool = True
+) -> None:
+    """--out, --overwrite and --quiet.
+
+    Args:
+        out: the folder where none is given.
+        numbered: a folder that holds results is passed over then.
+    """
+    where = f"default: {out}, or {out}-2, ... where that holds results" if numbered else f"default: {out}"
+    parser.add_argument("--out", metavar="DIR", help=f"folder where the results go ({where})")
+    parser.add_argument("--overwrite", action="store_true", help="results that the folder holds may be replaced")
+    parser.add_argument("--quiet", action="store_true", help=quiet)
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, help="CPU threads; left out: PyTorch's own choice")
+
+
+def set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)

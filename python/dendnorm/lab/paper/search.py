@@ -1,0 +1,60 @@
+"""The equal search for every norm, where the paper gives no learning rate."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import trials
+from ..settings import Settings
+
+__all__ = ["SEARCHED", "Grid", "search"]
+
+SEARCHED = ("lr", "s", "dropout")  # the settings that a grid chooses
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The same search for every norm: all combinations of a learning rate, an excitability (of those that have one) and
+    a share that is dropped out, one trial each; the accuracy before rewiring on held-out training examples decides."""
+
+    lr: tuple[float, ...]
+    s: tuple[float, ...]
+    dropout: tuple[float, ...] = (0.0,)
+    epochs: int = 2
+    validation: int = 10_000
+    seed: int = 10_000  # not one of the trials that follow
+
+    def candidates(self, settings: Settings, norm: str) -> list[Settings]:
+        """Every point, with one s where there is none to choose."""
+        excitabilities = self.s if norm != "none" else (settings.s,)
+        tried = replace(settings, epochs=self.epochs, validation=self.validation, seed=self.seed, trials=1, inspect=())
+        points = itertools.product(self.lr, excitabilities, self.dropout)
+        return [replace(tried, lr=lr, s=s, dropout=dropout) for lr, s, dropout in points]
+
+    def middle(self, settings: Settings) -> Settings:
+        """Settings without a search."""
+        return replace(settings, **{name: _middle(getattr(self, name)) for name in SEARCHED})
+
+
+def _middle(values: tuple[float, ...]) -> float:
+    return values[(len(values) - 1) // 2]
+
+
+def search(
+    grid: Grid | None, settings: Settings, norm: str, folder: Path, workers: int | None, progress: bool
+) -> tuple[Settings, list[dict[str, Any]]]:
+    """The settings that a grid picks for a norm, and what every point of the grid reached; None: the settings hold."""
+    if grid is None:
+        return settings, []
+    candidates = grid.candidates(settings, norm)
+    jobs = [trials.Job(candidate, norm, 0) for candidate in candidates]
+    points = []
+    for candidate, record in zip(candidates, trials.run(jobs, folder, workers, progress), strict=True):
+        failed = "failed" in record
+        accuracy = None if failed else record["epochs"][-1]["before"]["test_accuracy"]
+        points.append({name: getattr(candidate, name) for name in SEARCHED} | {"validation_accuracy": accuracy})
+    best = max(points, key=lambda point: point["validation_accuracy"] or 0.0)
+    return replace(settings, **{name: best[name] for name in SEARCHED}), points
