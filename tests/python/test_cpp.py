@@ -252,7 +252,9 @@ def test_the_library_shows_what_the_header_offers_and_hides_the_rest(prefix):
     for offered in ("nn::SparseLinearImpl::forward(", "nn::norms::l0(", "nn::save_state_dict(", "SET::step("):
         assert any(name.startswith(f"dendnorm::{offered}") for name in names), offered
     assert "typeinfo for dendnorm::nn::SparseLinearImpl" in names
-    own = [name for name in names if "dendnorm::" in name and "dendnorm::nn::" not in name and "dendnorm::SET" not in name]
+    own = [
+        name for name in names if "dendnorm::" in name and "dendnorm::nn::" not in name and "dendnorm::SET" not in name
+    ]
     others = ("dendnorm::cpu::capability()", "dendnorm::operator<<(")  # the first is for the Python module
     assert [name for name in own if not name.startswith(others)] == []
 

@@ -1,4 +1,4 @@
-"""Whoever sets, swaps, copies, moves, averages or offloads a layer's saved tensors: the next call is right or refuses."""
+"""Whoever sets, swaps, copies, moves, averages or offloads what a layer saves: the next call is right or refuses."""
 
 from __future__ import annotations
 
