@@ -394,10 +394,9 @@ def test_matched_networks_start_and_regrow_with_the_weights_of_he(norm):
     assert layer.effective_weight().std().item() == pytest.approx(wanted, rel=0.1)
     assert not layer.bias.any() and not model[-1].bias.any()
     factor = 8 / 100 if norm != "none" else 1.0
-    with torch.no_grad():
-        layer.weight.mul_(1e-3).add_(1e3)  # whatever is small afterwards is new
-    networks.Rewiring(model, None, settings, 0).step()
-    new = layer.weight.detach()[layer.weight.detach() < 500]
+    (report,) = networks.rewirer(model, None, settings, 0).step()
+    row, col = layer.edges()
+    new = layer.weight.detach()[torch.isin(col * 40 + row, report.grown[1] * 40 + report.grown[0])]
     assert len(new) == layer.nnz // 2 and new.std().item() * factor == pytest.approx(wanted, rel=0.1)
 
 
@@ -418,7 +417,7 @@ def test_norms_of_the_length_of_v_start_and_regrow_as_ever():
 def test_the_share_that_is_rewired_falls_to_nothing_as_a_cosine(tmp_path):
     settings = replace(SMALL, epochs=4, trials=1, norms=("l0",), zeta=0.4, zeta_schedule="cosine", hidden=(40,))
     model = networks.build_network((1, 20, 20), 10, settings, "l0", 0)
-    rewirer = networks.Rewiring(model, None, settings, 0)
+    rewirer = networks.rewirer(model, None, settings, 0)
     nnz = analysis.first_sparse(model)[1].nnz
     replaced = [rewirer.step().layers[0].k for _ in range(4)]
     assert replaced == [round(0.4 * (1 + math.cos(math.pi * step / 4)) / 2 * nnz) for step in (1, 2, 3, 4)]

@@ -9,11 +9,11 @@ from torch import nn
 
 from ..nn import norms
 from ..nn.linear import SparseLinear
-from ..rewiring import schedules
+from ..rewiring import grow, schedules
 from ..rewiring.set import SET
 from .settings import ACTIVATIONS, Settings
 
-__all__ = ["Rewiring", "build_network"]
+__all__ = ["build_network", "rewirer"]
 
 FILTER, POOL = 5, 2  # the paper's convolution (figure 3B)
 
@@ -48,7 +48,7 @@ def build_network(
         )
         _draw_normal(layer.bias, generator, spread)
         with torch.no_grad():
-            layer.weight.mul_(start_std(layer, settings))
+            layer.weight.mul_(start_std(layer, settings) / layer.norm.deviation(layer.nnz / layer.out_features))
         layers += [layer, ACTIVATIONS[settings.activation](width).to(device)]
         if settings.dropout:
             layers.append(nn.Dropout(settings.dropout))
@@ -97,7 +97,7 @@ def _norms(name: str, settings: Settings) -> list[norms.Norm]:
 
 
 def start_std(layer: SparseLinear, settings: Settings) -> float:
-    """Standard deviation of the values that a layer starts and regrows with: see ``Settings.matched``."""
+    """Standard deviation of the values that a layer starts with: 1, as in the paper, or see ``Settings.matched``."""
     if not settings.matched or layer.norm.b != 0 or layer.nnz == 0:
         return 1.0
     afferents = layer.nnz / layer.out_features
@@ -105,16 +105,9 @@ def start_std(layer: SparseLinear, settings: Settings) -> float:
     return math.sqrt(2 / afferents) / abs(factor)
 
 
-class Rewiring(SET):
-    """SET, whose new connections have the spread that the layer started with."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int
-    ) -> None:
-        falls = settings.zeta_schedule == "cosine"
-        zeta = schedules.Cosine(settings.zeta, settings.epochs) if falls else settings.zeta
-        super().__init__(model, optimizer, zeta=zeta, seed=seed)
-        self.settings = settings
-
-    def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
-        return super().draw(layer, k, step, index, device).mul_(start_std(layer, self.settings))
+def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int) -> SET:
+    """SET with the settings' share, and new values as in the paper, or with the layer's spread (``matched``)."""
+    falls = settings.zeta_schedule == "cosine"
+    zeta = schedules.Cosine(settings.zeta, settings.epochs) if falls else settings.zeta
+    values = grow.Random(start="matched" if settings.matched else "normal")
+    return SET(model, optimizer, zeta=zeta, seed=seed, grow=values)

@@ -14,7 +14,7 @@ from torch import nn
 from ..analysis import topology as analysis
 from ..models.groups import param_groups
 from . import data as data_module
-from .networks import Rewiring, build_network
+from .networks import build_network, rewirer
 from .results import PHASES
 from .settings import SCHEDULES, Settings
 
@@ -142,7 +142,7 @@ def train_network(
     torch.manual_seed(seed)  # dropout's
     model = build_network(data.image_shape, len(data.classes), settings, record["norm"], seed, device)
     descent = Descent(model, settings)
-    rewire = Rewiring(model, descent.optimizer, settings, seed)
+    rewire = rewirer(model, descent.optimizer, settings, seed)
     generator = torch.Generator().manual_seed(seed)
 
     def guarded(done: int, loss: float) -> None:

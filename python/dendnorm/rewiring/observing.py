@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..ops import library as _ops
 
 __all__ = [
@@ -61,7 +61,7 @@ class Turn:
     """
 
     name: str
-    layer: SparseLinear
+    layer: SparseLayer
     k: int
     zeta: float
     seed: int
@@ -96,7 +96,7 @@ class Observer:
     (N + M) numbers for each sample.
     """
 
-    def __init__(self, groups: Iterable[Iterable[SparseLinear]], kinds: Iterable[str]) -> None:
+    def __init__(self, groups: Iterable[Iterable[SparseLayer]], kinds: Iterable[str]) -> None:
         self._kinds = frozenset(kinds)
         self._stale = False
         self._record: dict[nn.Parameter, Observed] = {}
@@ -121,12 +121,12 @@ class Observer:
         """The optimizer made a step: what comes now belongs to the next."""
         self._stale = True
 
-    def of(self, layer: SparseLinear) -> Observed | None:
+    def of(self, layer: SparseLayer) -> Observed | None:
         """What passed through a layer and those that share its weight."""
         return self._record.get(layer.weight)
 
     def _forward(
-        self, layer: SparseLinear, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: torch.Tensor
+        self, layer: SparseLayer, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: torch.Tensor
     ) -> None:
         if self._stale:
             self._stale = False

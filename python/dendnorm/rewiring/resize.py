@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .._arguments import connections, whole
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
 from ..ops import library as _ops
 from .companions import companions_of, keys_of, replaced
@@ -24,7 +24,7 @@ __all__ = ["resize"]
 
 @dataclass(frozen=True)
 class _Change:
-    layers: list[SparseLinear]  # more than one where they share the weight
+    layers: list[SparseLayer]  # more than one where they share the weight
     pattern: Pattern
     source: torch.Tensor  # int64 (nnz,): where each connection was, -1 for the new ones
     weight: nn.Parameter
@@ -96,23 +96,23 @@ def resize(
     return changes
 
 
-def _groups(model: nn.Module) -> dict[str, list[SparseLinear]]:
+def _groups(model: nn.Module) -> dict[str, list[SparseLayer]]:
     """The sparse layers of each weight, by the first one's name."""
-    found: dict[int, tuple[str, list[SparseLinear]]] = {}
+    found: dict[int, tuple[str, list[SparseLayer]]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLayer):
             own = module._parameters.get("weight")
             found.setdefault(id(module if own is None else own), (name, []))[1].append(module)
     if not found:
         raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in found and not (isinstance(module, SparseLinear) and key == "weight"):
+            if id(parameter) in found and not (isinstance(module, SparseLayer) and key == "weight"):
                 raise ValueError(f"{name}.{key} must not be the weight of a SparseLinear, too, to resize that one")
     return dict(found.values())
 
 
-def _wanted(groups: dict[str, list[SparseLinear]], density: float | Mapping[str, float]) -> dict[str, int]:
+def _wanted(groups: dict[str, list[SparseLayer]], density: float | Mapping[str, float]) -> dict[str, int]:
     trained = [name for name, layers in groups.items() if trains(layers[0])]
     if not trained and not isinstance(density, Mapping):
         raise ValueError(f"density must name layers where none of them trains, {list(groups)}, got {density!r}")
@@ -126,7 +126,7 @@ def _wanted(groups: dict[str, list[SparseLinear]], density: float | Mapping[str,
 
 def _plan(
     name: str,
-    layers: list[SparseLinear],
+    layers: list[SparseLayer],
     nnz: int,
     optimizer: torch.optim.Optimizer | None,
     rule: Any,

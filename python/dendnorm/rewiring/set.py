@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .._arguments import real, whole
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern, transposed
 from ..ops import library as _ops
 from .companions import Companions, companions_of
@@ -225,12 +225,12 @@ class SET:
         """Share of the connections that the rewiring of this number, from 1, replaces."""
         return self._zeta(number) if callable(self._zeta) else self._zeta
 
-    def importance(self, layer: SparseLinear) -> torch.Tensor:
+    def importance(self, layer: SparseLayer) -> torch.Tensor:
         """Of each connection, in the order of ``layer.weight``: (nnz,), floating; the least important ones go."""
         return self.drop_rule.importance(self._turn)
 
     def grow(
-        self, layer: SparseLinear, ccol_indices: torch.Tensor, row_indices: torch.Tensor, k: int, step: int, index: int
+        self, layer: SparseLayer, ccol_indices: torch.Tensor, row_indices: torch.Tensor, k: int, step: int, index: int
     ) -> torch.Tensor:
         """Where connections come, given the pattern that is left, on the device of its tensors.
 
@@ -245,7 +245,7 @@ class SET:
         """
         return self.grow_rule.positions(self._turn, ccol_indices, row_indices)
 
-    def draw(self, layer: SparseLinear, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
+    def draw(self, layer: SparseLayer, k: int, step: int, index: int, device: torch.device) -> torch.Tensor:
         """Values v of k new connections, in the order of the keys of ``grow``: (k,), of the weight's dtype."""
         return self.grow_rule.values(self._turn)
 
@@ -344,14 +344,14 @@ class SET:
         if self._looks_at and self._observer is None and self._timetable.due_next():
             self.observe()
 
-    def _layers(self) -> tuple[list[tuple[int, str, list[SparseLinear]]], tuple[str, ...]]:
+    def _layers(self) -> tuple[list[tuple[int, str, list[SparseLayer]]], tuple[str, ...]]:
         """What is rewired, and the names of the layers that do not train; checked.
 
         For each weight its number among all in the order of ``named_modules``, its first layer's name and its layers.
         """
-        by_weight: dict[int, tuple[str, list[SparseLinear]]] = {}
+        by_weight: dict[int, tuple[str, list[SparseLayer]]] = {}
         for name, module in self.model.named_modules():
-            if isinstance(module, SparseLinear):
+            if isinstance(module, SparseLayer):
                 own = module._parameters.get("weight")
                 by_weight.setdefault(id(module if own is None else own), (name, []))[1].append(module)
         if not by_weight:
@@ -367,7 +367,7 @@ class SET:
     def _plan(
         self,
         name: str,
-        layers: list[SparseLinear],
+        layers: list[SparseLayer],
         zeta: float,
         step: int,
         index: int,
@@ -405,7 +405,7 @@ class SET:
         pattern = Pattern(new_ccol, new_row, *transposed(new_ccol, new_row, layer.out_features))
         return Rewiring(layers, report, pattern, source, values, writes)
 
-    def _check_shared(self, name: str, layers: list[SparseLinear], status: torch.Tensor | None) -> None:
+    def _check_shared(self, name: str, layers: list[SparseLayer], status: torch.Tensor | None) -> None:
         """Layers that share a weight must agree in what its entries are."""
         for other in layers[1:]:
             pairs = list(zip(layers[0].pattern[:2], other.pattern[:2], strict=True))

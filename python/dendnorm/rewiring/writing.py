@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
 from ..ops import library as _ops
 from .companions import Write, carry
@@ -19,7 +19,7 @@ __all__ = ["Rewiring", "check_writable", "trains"]
 class Rewiring:
     """All that a rewiring will write to one weight, computed before anything is written."""
 
-    layers: list[SparseLinear]  # more than one where they share the weight
+    layers: list[SparseLayer]  # more than one where they share the weight
     report: LayerReport
     pattern: Pattern
     source: torch.Tensor  # int32 (nnz,): where each connection was, -1 for the new ones
@@ -41,7 +41,7 @@ class Rewiring:
             write(status)
 
 
-def trains(layer: SparseLinear) -> bool:
+def trains(layer: SparseLayer) -> bool:
     """Whether the layer's weight is trained: itself, or those that it is computed from."""
     own = layer._parameters.get("weight")
     if own is not None:
@@ -50,7 +50,7 @@ def trains(layer: SparseLinear) -> bool:
     return any(tensor.requires_grad for name, tensor in layer.named_parameters() if name.startswith(sources))
 
 
-def check_writable(name: str, layer: SparseLinear) -> None:
+def check_writable(name: str, layer: SparseLayer) -> None:
     """Whether the layer's weight is its own and whole on this rank: a rewiring writes into it."""
     if "weight" not in layer._parameters:
         raise ValueError(
