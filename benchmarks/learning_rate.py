@@ -1,4 +1,4 @@
-"""Which learning rate suits a sparse layer: the best one for each density, norm, width and optimizer, beside nn.Linear's.
+"""Which learning rate suits a sparse layer: the best one for each density, norm, width and optimizer, and nn.Linear's.
 
     python benchmarks/learning_rate.py --root FOLDER --out FOLDER [--widths 256 1024] [--steps 300] [--threads 2]
 

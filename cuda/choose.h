@@ -56,8 +56,9 @@ struct StepPlan {
   ProductChoice forward, input_gradient;
   Cost weight_gradient;
 };
-StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
-                   int element, int value, const Device& device);
+__attribute__((visibility("default"))) StepPlan plan_step(std::int64_t inputs, std::int64_t outputs,
+                                                          std::int64_t connections, std::int64_t samples, int element,
+                                                          int value, const Device& device);
 
 // The fewest lanes, a power of 2, whose 16-byte pieces cover the samples.
 inline int covering_lanes(std::int64_t samples, int element, int most) {

@@ -93,8 +93,8 @@ class Settings:
         matched: starts are matched to the number of inputs, as deep networks need: biases are 0, output weights are
             N(0, 1 / inputs), and sparse layers start with weights that act as N(0, 2 / n), n the mean number of
             afferents of the layer (He et al. 2015): the same with and without excitability, so that s decides the
-            length of a step alone. Regrown values have the spread that the layer then has. Norms with a power of ||v|| keep N(0, 1):
-            the length of v is nothing to them.
+            length of a step alone. Regrown values have the spread that the layer then has. Norms with a power of ||v||
+            keep N(0, 1): the length of v is nothing to them.
         validation: so many training examples are held out and take the place of the test examples (``data.hold_out``).
         inspect: epochs after whose rewiring the first sparse layer's ``analysis.snapshot`` is recorded; 0: before
             training.

@@ -12,7 +12,6 @@ are put back exactly. Where it is another, patterns were mixed, which is refused
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -96,7 +95,6 @@ class SparseLayer(nn.Module):
         self._source: tuple | None = None  # what the tables were derived from: see _stamp
         self._known: torch.Tensor | None = None  # the mark of that pattern
         self._marked = -1  # how often the mark had been written
-        self._alive: Any = None  # ends the tables with the weight that they were derived for
 
     def _row_view(self) -> Tables:
         """The row view of the pattern as it is now: crow_indices, col_indices and perm."""
@@ -132,6 +130,10 @@ class SparseLayer(nn.Module):
         if source is None and self._tables is not None and self._source_of_inference == self._places(ccol, row):
             return self._tables  # without versions
         with torch.inference_mode(False), torch.no_grad():
+            if getattr(self.__dict__.get("_hf_hook"), "offload", False):  # memory that goes after each call
+                self._forget()
+                self._check_pattern(ccol, row)
+                return transposed(ccol, row, self.out_features)
             self._settle(ccol, row)
         return self._tables  # type: ignore[return-value]
 
@@ -223,15 +225,6 @@ class SparseLayer(nn.Module):
             self._source_of_inference = None
         for table in self._tables or ():
             table._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
-        # Offloading frees a layer's tensors after each call; tables must not outlive them.
-        weight, layer = self._parameters.get("weight"), weakref.ref(self)
-
-        def end(_: Any) -> None:
-            mine = layer()
-            if mine is not None:
-                mine._tables = mine._source = mine._source_of_inference = None
-
-        self._alive = None if weight is None else weakref.ref(weight, end)
 
     def _adopt(self) -> None:
         """Derive the row view of a pattern that is known to be sound."""
@@ -328,6 +321,16 @@ class SparseLayer(nn.Module):
         self._set_mark(mark)
         self._stamp(mark)
 
+    def _replace_pattern(self, pattern: Pattern) -> None:
+        """Take a sound pattern of any number of connections, with new tensors; the caller has replaced ``weight``."""
+        self._forget()
+        for name, tensor in zip(_SAVED, pattern[:2], strict=True):
+            self._buffers[name] = tensor
+        self._tables = tuple(pattern[2:])
+        mark = mark_of(*pattern[:2])
+        self._set_mark(mark)
+        self._stamp(mark)
+
     def _check_pattern(self, ccol_indices: Any, row_indices: Any) -> None:
         for name, tensor in zip(_SAVED, (ccol_indices, row_indices), strict=True):
             if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int32 or tensor.dim() != 1:
@@ -371,7 +374,7 @@ class SparseLayer(nn.Module):
         if _is_plain(self.row_indices) and self._problem_of_pattern(self.ccol_indices, self.row_indices) is None:
             self._row_view()
         state = self.__dict__.copy()
-        state.update(_source=None, _source_of_inference=None, _alive=None, _marked=-1)
+        state.update(_source=None, _source_of_inference=None, _marked=-1)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ other call. Slices that are large enough to be worth a call each run one by one,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -212,5 +213,5 @@ def _sampled_product(info: Any, in_dims: Dims, *args: Any) -> tuple[torch.Tensor
 
 
 @torch.library.register_vmap("dendnorm::transpose_pattern")
-def _transpose_pattern(info: Any, in_dims: Dims, *args: Any) -> tuple[tuple, tuple]:
-    return _one_by_one(transpose_pattern, info.batch_size, in_dims, args)
+def _transpose_pattern(info: Any, in_dims: Dims, *args: Any, sound: bool = False) -> tuple[tuple, tuple]:
+    return _one_by_one(partial(transpose_pattern, sound=sound), info.batch_size, in_dims, args)

@@ -17,6 +17,7 @@ from .companions import companions_of, keys_of, replaced
 from .observing import DROPS, Turn
 from .optimizers import check_keeps_no_copy, inside, is_optimizer
 from .quantised import gathered
+from .values import check_start, fresh_values
 from .writing import check_writable, trains
 
 __all__ = ["resize"]
@@ -58,7 +59,8 @@ def resize(
             round(density N M) connections; one that has as many is left alone.
         optimizer: the one that trains it; None only where there is none.
         drop: a rule of ``dendnorm.drop`` that needs nothing observed, or its name.
-        start: the values v of new connections: "zero", so that the output changes only by the norm, or "normal".
+        start: the values v of new connections: "zero", so that the output changes only by the norm,
+            "matched", with the spread that the layer's values have, or "normal", from N(0, 1).
         seed: of new positions and values; give another at each call.
 
     Returns:
@@ -72,8 +74,7 @@ def resize(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if optimizer is not None and not is_optimizer(optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer or None, got {type(optimizer).__name__}")
-    if start not in ("zero", "normal"):
-        raise ValueError(f'start must be "zero" or "normal", got {start!r}')
+    check_start(start)
     seed = whole("seed", seed, 0)
     rule = DROPS.resolve(drop)
     if rule.looks_at:
@@ -159,9 +160,7 @@ def _plan(
     pattern = Pattern._from_keys(keys, rows, layer.in_features).to(old.device)
     source = source.to(old.device)
     more = max(nnz - layer.nnz, 0)
-    fresh = old.new_zeros(more)
-    if start == "normal":
-        fresh = _ops.counter_normal(more, seed, 0, index, dtype=old.dtype, device=home).to(old.device)
+    fresh = fresh_values(layer, more, seed, 0, index, home, start).to(old.device)
     weight = nn.Parameter(gathered(old.detach(), source, fresh), requires_grad=old.requires_grad)
     by_id = companions.resized(source, fresh)
     if old.grad is not None:
@@ -173,8 +172,7 @@ def _write(change: _Change, optimizer: torch.optim.Optimizer | None) -> None:
     old = change.layers[0].weight
     for layer in change.layers:
         layer.weight = change.weight
-        for name, tensor in change.pattern._asdict().items():
-            setattr(layer, name, tensor if layer is change.layers[0] else tensor.clone())
+        layer._replace_pattern(change.pattern if layer is change.layers[0] else change.pattern.clone())
     for member in inside(optimizer):
         for group in member.param_groups:
             # In place: some optimizers keep the list itself.

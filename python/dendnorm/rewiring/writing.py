@@ -8,7 +8,6 @@ import torch
 
 from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
-from ..ops import library as _ops
 from .companions import Write, carry
 from .reports import LayerReport
 
@@ -31,11 +30,7 @@ class Rewiring:
         if self.report.k == 0:
             return
         for layer in self.layers:
-            if status is None:
-                layer._write(self.pattern)
-            else:
-                for buffer, tensor in zip(layer.pattern, self.pattern, strict=True):
-                    _ops.assign_(buffer, tensor, status=status)
+            layer._write(self.pattern, status)
         carry(self.layers[0].weight, self.source, self.values, status)
         for write in self.companions:
             write(status)
