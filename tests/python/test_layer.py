@@ -50,8 +50,10 @@ def test_a_fresh_layer_has_exactly_the_connections_asked_for(sizes, density):
     assert torch.equal(layer.bias, torch.zeros(sizes[1]))
 
 
-def test_values_are_standard_normal():
-    values = SparseLinear(500, 400, density=0.5, seed=0).weight.double()
+@pytest.mark.parametrize(("norm", "variance"), [("l0", 1 / 250), ("none", 1 / 250), ("joint", 1 / 250),
+                                                (norms.l0(gain=3.0), 9 / 250), (norms.l0(s=25.0), 1)])  # fmt: skip
+def test_values_are_normal_with_the_variance_of_a_layer_that_keeps_its_inputs(norm, variance):
+    values = SparseLinear(500, 400, density=0.5, norm=norm, seed=0).weight.double() / variance**0.5
     assert abs(values.mean().item()) * len(values) ** 0.5 < 4.5
     assert abs(values.var().item() - 1) * (len(values) / 2) ** 0.5 < 4.5
 

@@ -68,18 +68,24 @@ def moment(p: float) -> float:
 
 @pytest.mark.parametrize("abp", [(1, 0, 2), (0, 1, 1), (0, 1, 2), (0, 1, 3.7), (1, 1, 2), (0.5, 0.5, 2.5)])
 @pytest.mark.parametrize("gain", [1.0, 1.7])
-def test_the_start_is_gain_times_the_typical_norm_over_root_n(abp, gain):
+def test_the_start_is_the_typical_d_so_that_values_are_weights(abp, gain):
     a, b, p = abp
     layer = SparseLinear(50, 20, nnz=240, norm=norms.Norm(a, b, p, gain=gain), seed=0, dtype=torch.float64)
     n = 12.0
-    expected = gain * n**a * (n * moment(p)) ** (b / p) / math.sqrt(n)
+    expected = n**a * (gain / math.sqrt(n) * (n * moment(p)) ** (1 / p)) ** b
     assert layer.norm.excitability.item() == pytest.approx(expected, rel=1e-7)
     assert layer.norm.excitability.shape == ()
 
 
-def test_the_start_of_l0_is_the_root_of_the_mean_in_degree():
+def test_the_start_of_l0_is_the_mean_in_degree():
     layer = SparseLinear(784, 100, density=0.2, seed=0)
-    assert layer.norm.excitability.item() == pytest.approx(math.sqrt(156.8), rel=1e-6)
+    assert layer.norm.excitability.item() == pytest.approx(156.8, rel=1e-6)
+
+
+def test_the_papers_start_is_one_argument():
+    layer = SparseLinear(784, 100, density=0.2, norm=norms.l0(s=25.0), seed=0)
+    assert layer.norm.excitability.item() == 25
+    assert layer.weight.std().item() == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.parametrize("name", [name for name in TABLE if name != "none"])
@@ -118,7 +124,7 @@ def test_one_object_is_one_parameter_of_many_layers():
     )
     e = norm.excitability
     assert sum(parameter is e for parameter in model.parameters()) == 1
-    assert e.item() == pytest.approx(math.sqrt(36 / 8))  # of the first layer
+    assert e.item() == pytest.approx(36 / 8)  # of the first layer
     for twin in (copy.deepcopy(model), model.double()):
         assert twin[0].norm is twin[2].norm
         assert twin[0].norm.excitability is twin[2].norm.excitability
@@ -163,8 +169,18 @@ def test_from_dense_gives_the_same_effective_weights(name, scale, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     torch.testing.assert_close(back.weight, linear.weight, rtol=tolerance, atol=0)
     assert layer.nnz == int((linear.weight != 0).sum())
-    if layer.norm.s is None and name not in ("none",) and name != "b of 2":
-        assert layer.weight.square().mean().item() == pytest.approx(1.0, rel=1e-4)
+    if (layer.norm.s is None and layer.norm.variable) or name == "none":  # v is w
+        torch.testing.assert_close(layer.weight, layer.effective_weight(), rtol=tolerance, atol=0)
+    elif layer.norm.s is None and layer.norm.b == 0:  # v is w where a neuron has the mean number of connections
+        mean = layer.nnz / layer.out_features
+        assert layer.norm.excitability.item() == pytest.approx(mean**layer.norm.a, rel=1e-6)
+    elif layer.norm.s is None and layer.norm.b != 1:  # or where D, of w, is its mean
+        row, counts = layer.edges()[0], layer.in_degrees().double()
+        power = torch.zeros(7, dtype=torch.float64)
+        power.index_add_(0, row, (layer.effective_weight().detach().double() / scale).abs() ** layer.norm.p)
+        length = (power ** (1 / layer.norm.p) * scale)[power > 0]
+        d = counts[power > 0] ** layer.norm.a * length**layer.norm.b
+        assert layer.norm.excitability.item() == pytest.approx(d.mean().item(), rel=1e-4)
 
 
 def test_from_dense_with_one_excitability_for_lp_needs_rows_of_one_length():

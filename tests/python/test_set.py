@@ -204,14 +204,18 @@ def test_rewired_positions_are_uniform_over_seeds():
     assert abs(chi_square_z(statistic, size - 1)) < 4.5
 
 
-def test_new_values_are_standard_normal_and_differ_between_steps():
+@pytest.mark.parametrize("start", ["normal", "matched"])
+def test_new_values_are_normal_and_differ_between_steps(start):
     layer = dendnorm.SparseLinear(300, 200, density=0.5, norm=None, seed=0)
-    rewire = dendnorm.SET(layer, None, zeta=0.5, seed=0)
+    with torch.no_grad():
+        layer.weight.mul_(7)
+    rewire = dendnorm.SET(layer, None, zeta=0.5, seed=0, grow=dendnorm.grow.Random(start=start))
     drawn = []
     for _ in range(2):
+        spread = layer.weight.square().mean().sqrt().item() if start == "matched" else 1.0
         (report,) = list(rewire.step())
         now = dict(zip(edges_of(layer), layer.weight.detach().tolist(), strict=True))
-        drawn.append(np.array([now[edge] for edge in pairs(report.grown)]))
+        drawn.append(np.array([now[edge] for edge in pairs(report.grown)]) / spread)
     assert not np.array_equal(drawn[0], drawn[1])
     for values in drawn:
         n = len(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import types
 
 import pytest
 import torch
@@ -413,12 +414,22 @@ def test_accelerate_loads_and_offloads(tmp_path):
     model = accelerate.cpu_offload(copy.deepcopy(source), execution_device="cpu")
     for _ in range(2):
         assert torch.equal(model(x), want)
-        assert model[0].weight.is_meta and model[0]._tables is None  # nothing of it stays
+        assert model[0].weight.is_meta
     disk = torch.nn.Sequential(made(0), torch.nn.ReLU(), SparseLinear(10, 4, 0.5, seed=4))
     disk.load_state_dict(source.state_dict())
     accelerate.disk_offload(disk, str(tmp_path / "disk"), execution_device="cpu")
     for _ in range(2):
         assert torch.equal(disk(x), want)
+
+
+def test_an_offloaded_layer_keeps_no_tables():
+    """They would hold the memory that offloading frees after each call."""
+    layer, source = made(0), made(1)
+    layer(X)
+    layer._hf_hook = types.SimpleNamespace(offload=True)
+    layer._buffers.update({name: tensor.clone() for name, tensor in source.named_buffers()})
+    layer(X)
+    assert layer._tables is None
 
 
 def test_shared_memory():

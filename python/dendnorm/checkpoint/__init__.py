@@ -1,5 +1,5 @@
 """Training states as files that hold nothing but tensors and JSON."""
 
-from .checkpoint import load, save
+from .checkpoint import describe, load, save
 
-__all__ = ["load", "save"]
+__all__ = ["describe", "load", "save"]

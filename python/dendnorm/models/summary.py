@@ -27,7 +27,7 @@ class ModuleSummary:
         connections: entries of its parameters of two or more dimensions; of a ``SparseLinear`` its nnz.
         positions: how many of them the dense equivalent has.
         value_bytes: of its parameters and floating buffers; what an earlier module shares is not counted again.
-        index_bytes: of its integer buffers: for a ``SparseLinear`` the tables of both views of the pattern.
+        index_bytes: of its integer buffers: for a ``SparseLinear`` both views of the pattern, and its mark.
         dense_bytes: of the dense equivalent's parameters and buffers.
         flops: of one sample's forward pass, 2 for each multiply-add; biases, norms and activations are not counted.
             None: not known without ``input_shape``.
@@ -159,8 +159,8 @@ def _row(name: str, module: nn.Module, seen: set[int], counted: tuple[int, int] 
 
     sparse = isinstance(module, SparseLinear)
     own = list(module.parameters(recurse=sparse))  # a sparse layer's with its excitability
-    buffers = list(module.buffers(recurse=False))
-    floating = [buffer for buffer in buffers if buffer.is_floating_point() or buffer.is_complex()]
+    buffers = [*module.pattern, module.pattern_mark] if sparse else list(module.buffers(recurse=False))
+    floating = [buffer for buffer in buffers if not sparse and (buffer.is_floating_point() or buffer.is_complex())]
     values = new_bytes(own + floating)
     indices = new_bytes([buffer for buffer in buffers if not any(buffer is other for other in floating)])
     connections = module.nnz if sparse else sum(tensor.numel() for tensor in own if tensor.dim() >= 2)

@@ -359,7 +359,7 @@ class SparseLayer(nn.Module):
             self._write(Pattern._from_keys(keys, self.out_features, self.in_features))
         elif self.row_indices is row:
             if self._tables is not None:  # as into shared memory
-                self._tables = tuple(fn(table) for table in self._tables)
+                self._tables = tuple(keeps_values(fn)(table) for table in self._tables)
                 if self._known is not None:
                     self._stamp(self._known)
         else:
