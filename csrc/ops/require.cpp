@@ -42,8 +42,8 @@ void require_device_of(const char* op, std::string_view name, const at::Tensor& 
 
 void require_shape_of(const char* op, std::string_view name, const at::Tensor& tensor, std::string_view like_name,
                       const at::Tensor& like) {
-  TORCH_CHECK(tensor.sym_sizes().equals(like.sym_sizes()), "dendnorm::", op, ": ", name, " must have the shape of ",
-              like_name, ", ", like.sym_sizes(), ", got ", tensor.sym_sizes());
+  TORCH_CHECK(tensor.sym_sizes().equals(like.sym_sizes()), "dendnorm::", op, ": ", name, " must have ", like_name,
+              like_name.ends_with('s') ? "' shape, " : "'s shape, ", like.sym_sizes(), ", got ", tensor.sym_sizes());
 }
 
 void require_one_dimension(const char* op, std::string_view name, const at::Tensor& tensor) {

@@ -129,7 +129,7 @@ def test_writers_heed_the_status():
         (lambda: ops.excise(CCOL, ROW, DROPPED[:3], 1), "dropped must have one entry for each of the 4"),
         (lambda: ops.excise(CCOL, ROW, DROPPED.int(), 1), "dropped must have dtype bool, got int32"),
         (lambda: ops.excise(CCOL.flip(0), ROW, DROPPED, 2), "ccol_indices must start with 0, got 4"),
-        (lambda: ops.assign_(ROW.clone(), ROW[:3]), r"new_values must have the shape of values, \[4\], got \[3\]"),
+        (lambda: ops.assign_(ROW.clone(), ROW[:3]), r"new_values must have values' shape, \[4\], got \[3\]"),
         (lambda: ops.assign_(ROW.clone(), ROW.long()), "new_values must have dtype int32, got int64"),
         (lambda: ops.assign_(ROW.clone(), ROW.to("meta")), "new_values must be on the device of values, cpu, got meta"),
         (lambda: ops.raise_fault(torch.tensor([99 << 32, 0, 0, 0])), "status must begin with"),
