@@ -38,7 +38,8 @@ def param_groups(model: nn.Module, weight_decay: float = 0.0) -> list[dict[str, 
     sparse = {id(module.weight) for module in model.modules() if isinstance(module, SparseLinear)}
     excitabilities = {id(parameter) for module in model.modules() if isinstance(module, Norm)
                       for parameter in module.parameters()}  # fmt: skip
-    decays, stays = [], []
+    decays: list[nn.Parameter] = []
+    stays: list[nn.Parameter] = []
     for parameter in model.parameters():
         decaying = id(parameter) in sparse or (parameter.dim() >= 2 and id(parameter) not in excitabilities)
         (decays if decaying else stays).append(parameter)

@@ -10,6 +10,7 @@ from torch import nn
 
 from .._arguments import connections, features, seed_of, value_dtype
 from ..ops import library as _ops
+from .computed import computed
 from .norms import Norm, keeps_values, resolve
 from .pattern import Pattern, check_view, transposed
 
@@ -21,7 +22,7 @@ _PATTERN = ("ccol_indices", "row_indices", "crow_indices", "col_indices", "perm"
 def _parameter(module: nn.Module, name: str) -> Any:
     """A parameter, from where it lies unless a parametrization or a hook has moved it: several times faster."""
     parameters = module._parameters
-    return parameters[name] if name in parameters else getattr(module, name)
+    return parameters[name] if name in parameters else computed(module, name)
 
 
 class SparseLinear(nn.Module):
@@ -250,8 +251,8 @@ class SparseLinear(nn.Module):
 
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
-        norm = self.norm
-        return _ops.effective_weight(self.weight, norm.excitability, *self.pattern, norm.a, norm.b, norm.p)
+        weight, norm = _parameter(self, "weight"), self.norm
+        return _ops.effective_weight(weight, norm.excitability, *self.pattern, norm.a, norm.b, norm.p)
 
     @property
     def nnz(self) -> int:

@@ -1,7 +1,7 @@
 """How the ops take inputs of other layouts, as ``nn.Linear`` does: nested tensors and sparse ones.
 
-A nested tensor's sequences lie behind one another in one buffer, which is a batch like any other. A sparse input becomes
-dense: of two sparse operands only the layer's is worth a kernel.
+A nested tensor's sequences lie behind one another in one buffer, which is a batch like any other. A sparse input
+becomes dense: of two sparse operands only the layer's is worth a kernel.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SPARSE = ("SparseCPU", "SparseCUDA", "SparseCsrCPU", "SparseCsrCUDA")
 def _nested(input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
     if not input.is_nested:
         raise RuntimeError("dendnorm::sparse_linear: only input may be a nested tensor, got a nested weight or bias")
-    if input.layout == torch.jagged:
+    if isinstance(input, NestedTensor):
         ragged = input._ragged_idx
         if ragged == input.dim() - 1:
             raise RuntimeError("dendnorm::sparse_linear: the last dimension of a nested input must not be ragged")
@@ -34,8 +34,8 @@ def _nested(input: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tens
     sizes = input._nested_tensor_size()
     if len(sizes) and bool((sizes[:, -1] != features).any()):
         raise RuntimeError(
-            f"dendnorm::sparse_linear: input must have {features} features in its last dimension, got a nested tensor of"
-            f" shapes {sizes.tolist()}"
+            f"dendnorm::sparse_linear: input must have {features} features in its last dimension, got a nested tensor"
+            f" of shapes {sizes.tolist()}"
         )
     output = sparse_linear(input.values().view(-1, features), weight, *rest)
     outputs = output.shape[-1]
