@@ -181,8 +181,8 @@ def test_what_is_public():
     program = """
 import sys, dendnorm
 public = {"SET", "Norm", "Pattern", "SReLU", "SparseLinear", "analysis", "checkpoint", "decompositions",
-          "densify", "densities", "drop", "functional", "grow", "integrations", "lab", "load", "norms", "param_groups", "patterns", "plots", "resize", "save",
-          "schedules", "sparsify", "summary", "__version__", "cmake_prefix_path"}
+          "densify", "densities", "drop", "functional", "grow", "integrations", "lab", "load", "norms", "param_groups",
+          "patterns", "plots", "resize", "save", "schedules", "sparsify", "summary", "__version__", "cmake_prefix_path"}
 assert set(dir(dendnorm)) == public, set(dir(dendnorm)) ^ public
 loaded = [name for name in sys.modules if name.startswith(("dendnorm.lab", "dendnorm.analysis.pictures"))]
 assert not loaded and "matplotlib" not in sys.modules, loaded

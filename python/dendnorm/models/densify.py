@@ -17,8 +17,8 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
     """Replace every ``SparseLinear`` in a model by an ``nn.Linear`` with its effective weights, in place.
 
     The model computes what it did, to rounding error, in layers that every tool knows: exporters, quantisation,
-    pruning, adapters. Training mode, dtype, device and ``requires_grad`` are kept; a module used in several places stays
-    one, and so does a Parameter of the values or bias that several layers share, where they agree in everything else.
+    pruning, adapters. Training mode, dtype, device and ``requires_grad`` are kept; a module used in several places
+    stays one, and so does a Parameter of values or a bias that several layers share, where they agree in the rest.
     An optimizer must be made afterwards.
 
     Args:
@@ -30,8 +30,8 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
         empty where the model holds no sparse layer.
 
     Raises:
-        TypeError, ValueError: model or skip, or a weight that a hook or parametrization computes for a matrix. The model
-            is then as it was.
+        TypeError, ValueError: model or skip, or a weight that a hook or parametrization computes for a matrix. The
+            model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
