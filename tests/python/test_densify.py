@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import dendnorm
 from dendnorm import SparseLinear
@@ -84,8 +85,8 @@ def test_densify_refuses_by_name():
 def test_pruning_tools():
     model, x = network(), torch.randn(5, 12)
     dendnorm.densify(model)
-    nn.utils.prune.global_unstructured(
-        [(model[0], "weight"), (model[2], "weight")], nn.utils.prune.L1Unstructured, amount=0.9
+    prune.global_unstructured(
+        [(model[0], "weight"), (model[2], "weight")], prune.L1Unstructured, amount=0.9
     )
     wanted = model(x)
     kept = sum(int((model[index].weight != 0).sum()) for index in (0, 2))
@@ -126,12 +127,12 @@ def test_lora():
     dendnorm.densify(model)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["0", "2"]))
     torch.testing.assert_close(adapted(x), model(x))
-    optimizer = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), lr=0.1)
+    optimizer = torch.optim.SGD((p for p in adapted.parameters() if p.requires_grad), lr=1e-3)
     for _ in range(2):  # the second factor starts at 0
         adapted(x).square().sum().backward()
         optimizer.step()
     wanted = adapted(x)
-    torch.testing.assert_close(adapted.merge_and_unload()(x), wanted)
+    torch.testing.assert_close(adapted.merge_and_unload()(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 def onnx_outputs(program: torch.export.ExportedProgram, x: torch.Tensor, path) -> torch.Tensor:
