@@ -73,7 +73,9 @@ def _dense(layers: dict[int, SparseLinear]) -> dict[int, nn.Linear]:
             linear.weight = weights.setdefault(same, linear.weight)
         if layer.bias is not None:
             linear.bias.requires_grad_(layer.bias.requires_grad)
-            linear.bias = biases.setdefault(id(layer.bias), linear.bias)
+            bias = linear.bias
+            assert isinstance(bias, nn.Parameter)
+            linear.bias = biases.setdefault(id(layer.bias), bias)
         made[key] = linear
     return made
 

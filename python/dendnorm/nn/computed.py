@@ -28,12 +28,14 @@ def refuse_matrix_weight(module: nn.Module) -> None:
     Raises:
         ValueError: spectral_norm, weight_norm or orthogonal of ``torch.nn.utils``, in either form.
     """
-    if "parametrizations" in module._modules:
-        parametrizations = module._modules["parametrizations"]._modules
-        steps = list(parametrizations["weight"]._modules.values()) if "weight" in parametrizations else []
+    steps: list[object] = []
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None:
+        of_weight = parametrizations._modules.get("weight")
+        steps += of_weight._modules.values() if of_weight is not None else []
         undo = 'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight")'
     else:
-        steps = [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "name", None) == "weight"]
+        steps += [hook for hook in module._forward_pre_hooks.values() if getattr(hook, "name", None) == "weight"]
         undo = "torch.nn.utils.remove_{}(layer)"
     for step in steps:
         name = _matrix_function(step)
@@ -41,7 +43,7 @@ def refuse_matrix_weight(module: nn.Module) -> None:
             instead = 'norm="weight_norm" normalises each row' if name == "weight_norm" else "to_dense() has a matrix"
             raise ValueError(
                 f"{module._get_name()}: weight must not be computed by {name}, which is made for a matrix: a sparse"
-                f" layer's weight is ({len(module.row_indices)},), the values of its connections. Take it off with"
+                f" layer's weight is (nnz,), the values of its connections. Take it off with"
                 f" {undo.format(name)}; {instead}"
             )
 
