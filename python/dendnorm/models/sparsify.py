@@ -11,6 +11,8 @@ from torch import nn
 from ..nn.linear import SparseLinear
 from ..nn.norms import Norm
 from .allocation import allocate
+from .places import TYPES, as_linear, first_names, places, replace, size
+from .report import Replaced, why_nothing
 
 __all__ = ["densities", "sparsify"]
 
@@ -22,6 +24,7 @@ def densities(
     *,
     epsilon: float | None = None,
     skip: Iterable[str] = (),
+    types: Iterable[type | str] = TYPES,
 ) -> dict[str, float]:
     """How dense each layer is to be, for a total that is given: for ``sparsify`` or to build layers with.
 
@@ -41,7 +44,7 @@ def densities(
         distribution: one of the above.
         epsilon: instead of density, for "er" and "erk": the factor itself, as Mocanu et al give it (20 in their
             networks); a layer has round(epsilon (N + M)) connections, at most as many as positions.
-        skip: as for ``sparsify``.
+        skip, types: as for ``sparsify``.
 
     Returns:
         For each name the density, in [0, 1]: the number of connections over that of positions.
@@ -50,15 +53,15 @@ def densities(
         TypeError, ValueError: an argument that is not as above.
     """
     if isinstance(model, nn.Module):
-        places = _places(model, skip)
-        shapes = {name: tuple(_as_linear(module).weight.shape) for name, module in _first(places).items()}
+        found, _ = places(model, skip, types)
+        shapes = {name: tuple(as_linear(module).weight.shape) for name, module in first_names(found).items()}
     elif isinstance(model, Mapping):
         shapes = {name: tuple(shape) for name, shape in model.items()}
     else:
         raise TypeError(f"model must be a torch.nn.Module or shapes by name, got {type(model).__name__}")
     counts = allocate(shapes, density, distribution, epsilon)
     if distribution == "uniform":
-        return dict.fromkeys(shapes, float(density))
+        return dict.fromkeys(shapes, float(density))  # type: ignore[arg-type]  # allocate has checked it
     return {name: counts[name] / math.prod(shape) for name, shape in shapes.items()}
 
 
@@ -69,12 +72,18 @@ def sparsify(
     distribution: str = "uniform",
     norm: Norm | str | None = "l0",
     skip: Iterable[str] = (),
-) -> dict[str, nn.Module]:
+    types: Iterable[type | str] = TYPES,
+) -> Replaced:
     """Replace every ``nn.Linear`` in a model by a ``SparseLinear`` that computes the same, up to what is dropped.
 
     In place, by ``SparseLinear.from_dense``; an optimizer must be made afterwards. Only modules whose class is
     ``nn.Linear`` itself, for a subclass may use its weight in its own way, and ``transformers.pytorch_utils.Conv1D``,
-    GPT-2's linear layer with a transposed weight. A module used in several places stays one.
+    GPT-2's linear layer with a transposed weight: ``types`` names others. A module used in several places stays one.
+
+    What is left is said with the reason: ``print`` what this returns. A layer whose weight another module's ``forward``
+    reads (``F.linear(x, self.qkv.weight)`` in Swin and BEiT, ``out_proj`` in ``nn.MultiheadAttention``) is left: a
+    sparse layer has no matrix to be read. It is found in the sources of the model's classes, in every branch of them;
+    what reaches a weight in another way is not, and is to be named in ``skip``.
 
     Args:
         model: any module but an ``nn.Linear``, which cannot replace itself.
@@ -83,31 +92,45 @@ def sparsify(
         distribution: how a density is shared out among the layers, "uniform", "er" or "erk": see ``densities``.
         norm: a string gives each layer its own; one ``Norm`` object is shared by all.
         skip: qualified names to leave out, with everything inside them; ``*`` and ``?`` stand for any characters.
+        types: the classes to replace, themselves and not their subclasses: subclasses of ``nn.Linear``, given as such
+            or by qualified name (``"package.module.Class"``).
 
     Returns:
-        the replaced modules by their first name in the model.
+        the replaced modules by their first name in the model: a dict that prints what was replaced, what was left and
+        why, and the density achieved; see ``dendnorm.models.report.Replaced``.
 
     Raises:
         TypeError, ValueError: model, a name in skip or density that fits nothing, a layer without a density, a weight
-            that another module uses too, or anything that ``from_dense`` refuses. The model is then as it was.
+            that another module uses too, nothing to replace (says why for each candidate), or anything that
+            ``from_dense`` refuses. The model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    places = _places(model, skip)
-    chosen = _first(places)
+    kinds = tuple(types) if not isinstance(types, (str, type)) else types
+    found, left = places(model, skip, kinds)
+    if not found:
+        names = ["nn.Linear" if kind is nn.Linear else str(getattr(kind, "__qualname__", kind)) for kind in kinds]
+        raise ValueError(why_nothing(left, ", ".join(names)))
+    chosen = first_names(found)
     first = {id(module): name for name, module in chosen.items()}
     _refuse_tied(model, {id(module): module for module in chosen.values()}, first)
     shares = _shares(chosen, density, distribution)
     made: dict[int, SparseLinear] = {}
     for name, module in chosen.items():
         try:
-            made[id(module)] = SparseLinear.from_dense(_as_linear(module), shares[name], norm=norm)
+            made[id(module)] = SparseLinear.from_dense(as_linear(module), shares[name], norm=norm)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-    for name, module in places:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, made[id(module)])
-    return chosen
+    before = size(model)
+    replace(model, found, made)
+    return Replaced(
+        "sparsify",
+        chosen,
+        left,
+        {name: made[id(module)].nnz for name, module in chosen.items()},
+        {name: math.prod(as_linear(module).weight.shape) for name, module in chosen.items()},
+        (size(model), before),
+    )
 
 
 def _shares(
@@ -117,7 +140,7 @@ def _shares(
     if not isinstance(density, Mapping):
         if density is None and distribution == "uniform":
             return dict.fromkeys(chosen)
-        shapes = {name: tuple(_as_linear(module).weight.shape) for name, module in chosen.items()}
+        shapes = {name: tuple(as_linear(module).weight.shape) for name, module in chosen.items()}
         if distribution == "uniform":
             return dict.fromkeys(chosen, density)
         return {name: count / math.prod(shapes[name])
@@ -131,61 +154,7 @@ def _shares(
     missing = [name for name, key in shares.items() if key is None]
     if missing:
         raise ValueError(f"density must name every layer that is replaced, got none for {missing}; or skip them")
-    return {name: density[key] for name, key in shares.items()}
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear or _is_conv1d(module)
-
-
-def _is_conv1d(module: nn.Module) -> bool:
-    # By its name: transformers need not be installed.
-    kind = type(module)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
-
-
-def _as_linear(module: nn.Module) -> nn.Linear:
-    """The module itself, or an ``nn.Linear`` that has a Conv1D's own memory."""
-    if not _is_conv1d(module):
-        return module
-    inputs, outputs = module.weight.shape
-    linear = nn.Linear(inputs, outputs, device="meta")
-    linear.weight = nn.Parameter(module.weight.detach().T, requires_grad=module.weight.requires_grad)
-    linear.bias = module.bias
-    return linear.train(module.training)
-
-
-def _first(places: list[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
-    """Each module once, by its first name."""
-    names: dict[int, str] = {}
-    for name, module in places:
-        names.setdefault(id(module), name)
-    return {name: module for name, module in places if names[id(module)] == name}
-
-
-def _places(model: nn.Module, skip: Iterable[str]) -> list[tuple[str, nn.Module]]:
-    """Where a model holds a linear layer that is not skipped, by every name."""
-    if _is_linear(model):
-        kind = "nn.Linear" if type(model) is nn.Linear else "Conv1D"
-        raise ValueError(f"model must hold the {kind} to be replaced, got an {kind}; use SparseLinear.from_dense")
-    if isinstance(skip, str):
-        raise TypeError(f"skip must be a list of names, got the string {skip!r}")
-    skip = list(skip)
-    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    for pattern in skip:
-        if not isinstance(pattern, str):
-            raise TypeError(f"skip must be a list of names, got {pattern!r} in it")
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"skip must name modules of the model, got {pattern!r}, which fits none of them")
-
-    def skipped(name: str) -> bool:
-        parts = name.split(".")
-        return any(fnmatchcase(".".join(parts[: i + 1]), pattern) for i in range(len(parts)) for pattern in skip)
-
-    every = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
-    # A module that is used in several places stays everywhere if one of its names is skipped.
-    stays = {id(module) for name, module in every if _is_linear(module) and skipped(name)}
-    return [(name, module) for name, module in every if _is_linear(module) and id(module) not in stays]
+    return {name: density[key] for name, key in shares.items() if key is not None}
 
 
 def _refuse_tied(model: nn.Module, chosen: dict[int, nn.Module], names: dict[int, str]) -> None:

@@ -195,7 +195,9 @@ def _inputs(model: nn.Module, given: Sequence[int] | torch.Tensor) -> torch.Tens
 def _measure(model: nn.Module, inputs: torch.Tensor) -> dict[nn.Module, tuple[int, int]]:
     """FLOPs of one sample in each module, its children's left out, and in its dense equivalent."""
     modules = list(model.modules())
-    flops, dense, before = Counter(), Counter(), []
+    flops: Counter[nn.Module] = Counter()
+    dense: Counter[nn.Module] = Counter()
+    before: list[int] = []
     counter = FlopCounterMode(display=False)
 
     def enter(module: nn.Module, args: tuple) -> None:

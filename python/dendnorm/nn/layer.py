@@ -21,6 +21,7 @@ from torch.compiler import is_compiling
 
 from .._arguments import INT32_MAX
 from ..ops import library as _ops
+from .computed import computed
 from .norms import Norm, keeps_values
 from .pattern import MARKS, Pattern, check_view, mark_of, transposed
 
@@ -47,7 +48,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def parameter_of(module: nn.Module, name: str) -> Any:
     """A parameter, from where it lies unless a parametrization or a hook has moved it: several times faster."""
     parameters = module._parameters
-    return parameters[name] if name in parameters else getattr(module, name)
+    return parameters[name] if name in parameters else computed(module, name)
 
 
 class SparseLayer(nn.Module):
@@ -283,14 +284,14 @@ class SparseLayer(nn.Module):
         """The norm's e; through its call where something hooks into that, as offloading does to bring tensors in."""
         norm = self._modules["norm"]
         own = norm.__dict__  # type: ignore[union-attr]
-        if own["_forward_pre_hooks"] or "forward" in own:
+        if len(own["_forward_pre_hooks"]) > 1 or "forward" in own:  # one is its own
             return norm()  # type: ignore[misc]
         return parameter_of(norm, "excitability")  # type: ignore[arg-type]
 
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
-        norm = self.norm
-        return _ops.effective_weight(self.weight, self._excitability(), *self.pattern, norm.a, norm.b, norm.p)
+        weight, norm = parameter_of(self, "weight"), self.norm
+        return _ops.effective_weight(weight, self._excitability(), *self.pattern, norm.a, norm.b, norm.p)
 
     # Writing it
 

@@ -9,9 +9,24 @@ from .._arguments import connections, features, seed_of, value_dtype
 from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
 from .norms import Norm, resolve
-from .pattern import Pattern
+from .pattern import Pattern, check_view
 
 __all__ = ["SparseLinear"]
+
+
+def _of_pattern(pattern: object, in_features: int | None, out_features: int | None, density: object, nnz: object
+                ) -> tuple[int, int, None, int]:  # fmt: skip
+    """The sizes that a pattern gives, which may be given too."""
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"pattern must be a dendnorm.Pattern, got {type(pattern).__name__}")
+    if density is not None or nnz is not None:
+        raise ValueError("density and nnz must be left out where a pattern is given, which has a number of connections")
+    for name, given, own in (("in_features", in_features, pattern.in_features),
+                             ("out_features", out_features, pattern.out_features)):  # fmt: skip
+        if given is not None and given != own:
+            raise ValueError(f"{name} must be the pattern's, {own}, or left out, got {given}")
+    check_view(*pattern[:2], pattern.in_features, pattern.out_features, ("pattern.ccol_indices", "pattern.row_indices"))
+    return pattern.in_features, pattern.out_features, None, pattern.nnz
 
 
 class SparseLinear(SparseLayer):
@@ -31,6 +46,7 @@ class SparseLinear(SparseLayer):
         in_features, out_features: N and M, at least 1.
         density: share of the N M positions that are connected, in (0, 1]: ``round(density * N * M)`` of them.
         nnz: their number, instead of ``density``.
+        pattern: which connections there are, instead of sizes and ``density``: see ``dendnorm.patterns``. Copied.
         norm: a ``dendnorm.norms.Norm``, its string form, or None. Layers given the same object share its excitability.
         bias: whether there is one.
         seed: of edges and values, in [0, 2^63); None draws one from torch's default generator.
@@ -51,11 +67,12 @@ class SparseLinear(SparseLayer):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: int | None = None,
+        out_features: int | None = None,
         density: float | None = None,
         *,
         nnz: int | None = None,
+        pattern: Pattern | None = None,
         norm: Norm | str | None = "l0",
         bias: bool = True,
         seed: int | None = None,
@@ -63,18 +80,22 @@ class SparseLinear(SparseLayer):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        positions = features("in_features", in_features) * features("out_features", out_features)
-        count = connections(density, nnz, positions)
+        if pattern is not None:
+            in_features, out_features, density, nnz = _of_pattern(pattern, in_features, out_features, density, nnz)
+        inputs, outputs = features("in_features", in_features), features("out_features", out_features)
+        count = connections(density, nnz, inputs * outputs)
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be a bool, got {bias!r}")
         norm, dtype = resolve(norm), value_dtype(dtype)
+        if device is None and pattern is not None:
+            device = pattern.perm.device
         device = torch.get_default_device() if device is None else torch.device(device)
         seed = seed_of(seed) if seed is not None or device.type != "meta" else 0
-        self._allocate(in_features, out_features, count, bias, device, dtype)
-        norm.initialise(out_features, count, dtype, device)
+        self._allocate(inputs, outputs, count, bias, device, dtype)
+        norm.initialise(outputs, count, dtype, device)
         self.norm = norm
         if device.type != "meta":
-            self._draw(seed)
+            self._draw(seed, pattern)
 
     @classmethod
     def _of(
@@ -244,7 +265,7 @@ class SparseLinear(SparseLayer):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw edges and values anew, in place, as a fresh layer with this seed has them; bias 0, excitability reset.
+        """Draw edges and values anew, in place, as a fresh layer of this size with this seed has them; bias 0, excitability reset.
 
         An excitability that other layers share is reset for them too.
 
@@ -257,11 +278,13 @@ class SparseLinear(SparseLayer):
             self._draw(seed)
 
     @torch.no_grad()
-    def _draw(self, seed: int) -> None:
+    def _draw(self, seed: int, pattern: Pattern | None = None) -> None:
         # On the CPU: the bits are the same everywhere, and it is done once.
-        none = torch.zeros(self.in_features + 1, dtype=torch.int32, device="cpu")
-        keys = _ops.empty_positions(none, none[:0], self.out_features, self.nnz, seed, 0, 0)
-        self._write(Pattern._from_keys(keys, self.out_features, self.in_features))
+        if pattern is None:
+            none = torch.zeros(self.in_features + 1, dtype=torch.int32, device="cpu")
+            keys = _ops.empty_positions(none, none[:0], self.out_features, self.nnz, seed, 0, 0)
+            pattern = Pattern._from_keys(keys, self.out_features, self.in_features)
+        self._write(pattern)
         values = _ops.counter_normal(self.nnz, seed, 0, 0, dtype=self.weight.dtype, device=torch.device("cpu"))
         self.weight.copy_(values.mul_(self.norm.deviation(self.nnz / self.out_features)))
         if self.bias is not None:

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,6 +48,10 @@ def keeps_values(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.
         return result
 
     return apply
+
+
+def _never_called(norm: nn.Module, args: tuple) -> None:
+    """A hook that PyTorch's fused transformer layers see, and so leave a layer's ``forward`` to itself."""
 
 
 class Norm(nn.Module):
@@ -87,6 +92,14 @@ class Norm(nn.Module):
         self.start: float | None = None
         self._alias: str | None = None
         self.register_parameter("excitability", None)
+        # nn.TransformerEncoderLayer hands the weights of its layers to a fused kernel in evaluation, unless a module in
+        # it has a hook. A norm is in every sparse layer and is itself never called, so this costs nothing.
+        self.register_forward_pre_hook(_never_called)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not self._forward_pre_hooks:  # pickled by version 0.1
+            self.register_forward_pre_hook(_never_called)
 
     @property
     def scales(self) -> bool:

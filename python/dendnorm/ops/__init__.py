@@ -1,3 +1,3 @@
-"""The registered ops: the compiled library, how they act under vmap, what they cost."""
+"""The registered ops: the compiled library, how they act under vmap and on other layouts, what they cost."""
 
-from . import flops, library, vmap  # noqa: F401
+from . import flops, layouts, library, vmap  # noqa: F401

@@ -1,0 +1,84 @@
+"""The way back: from sparse layers to dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ..nn.linear import SparseLinear
+from .places import first_names, replace, size, skipper
+from .report import Replaced
+
+__all__ = ["densify"]
+
+
+def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
+    """Replace every ``SparseLinear`` in a model by an ``nn.Linear`` with its effective weights, in place.
+
+    The model computes what it did, to rounding error, in layers that every tool knows: exporters, quantisation,
+    pruning, adapters. Training mode, dtype, device and ``requires_grad`` are kept; a module used in several places
+    stays one, and so does a Parameter of values or a bias that several layers share, where they agree in the rest.
+    An optimizer must be made afterwards.
+
+    Args:
+        model: any module but a ``SparseLinear``, which cannot replace itself: use its ``to_dense()``.
+        skip: qualified names to leave out, with everything inside them; ``*`` and ``?`` stand for any characters.
+
+    Returns:
+        the replaced layers by their first name in the model: a dict that prints as that of ``sparsify`` does. It is
+        empty where the model holds no sparse layer.
+
+    Raises:
+        TypeError, ValueError: model or skip, or a weight that a hook or parametrization computes for a matrix. The
+            model is then as it was.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, SparseLinear):
+        raise ValueError("model must hold the SparseLinear to be replaced, got a SparseLinear; use to_dense()")
+    skipped = skipper(model, skip)
+    every = [(name, module) for name, module in model.named_modules(remove_duplicate=False)
+             if isinstance(module, SparseLinear)]  # fmt: skip
+    stays = {id(module) for name, module in every if skipped(name)}
+    found = [(name, module) for name, module in every if id(module) not in stays]
+    chosen = first_names(list(found))
+    left = {name: "named in skip" for name, module in first_names(list(every)).items() if id(module) in stays}
+    made = _dense({id(module): module for _, module in found})
+    before = size(model)
+    replace(model, list(found), made)
+    layers = {name: module for name, module in chosen.items() if isinstance(module, SparseLinear)}
+    return Replaced(
+        "densify",
+        chosen,
+        left,
+        {name: layer.nnz for name, layer in layers.items()},
+        {name: layer.in_features * layer.out_features for name, layer in layers.items()},
+        (before, size(model)),
+    )
+
+
+def _dense(layers: dict[int, SparseLinear]) -> dict[int, nn.Linear]:
+    """For the ``id`` of each layer its dense form; what layers share is shared by these."""
+    made: dict[int, nn.Linear] = {}
+    weights: dict[tuple, nn.Parameter] = {}
+    biases: dict[int, nn.Parameter] = {}
+    for key, layer in layers.items():
+        linear = layer.to_dense()
+        weight = layer.weight
+        linear.weight.requires_grad_(weight.requires_grad)
+        pattern = tuple(layer.row_indices.tolist()) if _shared(weight, layer, layers) else None
+        if pattern is not None:
+            same = (id(weight), id(layer.norm), tuple(layer.ccol_indices.tolist()), pattern)
+            linear.weight = weights.setdefault(same, linear.weight)
+        if layer.bias is not None:
+            linear.bias.requires_grad_(layer.bias.requires_grad)
+            bias = linear.bias
+            assert isinstance(bias, nn.Parameter)
+            linear.bias = biases.setdefault(id(layer.bias), bias)
+        made[key] = linear
+    return made
+
+
+def _shared(weight: object, layer: SparseLinear, layers: dict[int, SparseLinear]) -> bool:
+    return any(other is not layer and other._parameters.get("weight") is weight for other in layers.values())
