@@ -265,7 +265,7 @@ class SparseLinear(SparseLayer):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw edges and values anew, in place, as a fresh layer of this size with this seed has them; bias 0, excitability reset.
+        """Draw edges and values anew, in place, as a fresh layer of this size and seed has them; bias and excitability reset.
 
         An excitability that other layers share is reset for them too.
 
