@@ -70,7 +70,9 @@ def _dense(layers: dict[int, SparseLinear]) -> dict[int, nn.Linear]:
         pattern = tuple(layer.row_indices.tolist()) if _shared(weight, layer, layers) else None
         if pattern is not None:
             same = (id(weight), id(layer.norm), tuple(layer.ccol_indices.tolist()), pattern)
-            linear.weight = weights.setdefault(same, linear.weight)
+            own = linear.weight
+            assert isinstance(own, nn.Parameter)
+            linear.weight = weights.setdefault(same, own)
         if layer.bias is not None:
             linear.bias.requires_grad_(layer.bias.requires_grad)
             bias = linear.bias

@@ -123,7 +123,7 @@ def _why_not(module: nn.Module, kinds: list[type | str], skipped: bool, reader: 
     """Why a linear layer is left, or None."""
     if skipped:
         return "named in skip"
-    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():  # type: ignore[misc]
+    if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
         return f"{type(module).__name__} has no size before a first batch: run one through the model, then sparsify"
     if reader is not None:
         return f"its weight is read by {reader}, which takes it for a matrix"

@@ -31,6 +31,11 @@ class SReLU(nn.Module):
         input and output (..., features).
     """
 
+    t_l: nn.Parameter
+    a_l: nn.Parameter
+    t_r: nn.Parameter
+    a_r: nn.Parameter
+
     def __init__(
         self, features: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:

@@ -71,6 +71,12 @@ class SparseLayer(nn.Module):
     ccol_indices: torch.Tensor
     row_indices: torch.Tensor
     pattern_mark: torch.Tensor
+    _buffers: dict[str, torch.Tensor]  # type: ignore[assignment]  # the three above, always
+    _tables: Tables | None
+    _source: tuple | None  # what the tables were derived from: see _stamp
+    _source_of_inference: tuple | None = None
+    _known: torch.Tensor | None  # the mark of that pattern
+    _marked: int  # how often the mark had been written
 
     def _allocate(
         self, in_features: int, out_features: int, nnz: int, bias: bool, device: torch.device, dtype: torch.dtype
@@ -92,10 +98,8 @@ class SparseLayer(nn.Module):
     # The row view
 
     def _forget(self) -> None:
-        self._tables: Tables | None = None
-        self._source: tuple | None = None  # what the tables were derived from: see _stamp
-        self._known: torch.Tensor | None = None  # the mark of that pattern
-        self._marked = -1  # how often the mark had been written
+        self._tables = self._source = self._source_of_inference = self._known = None
+        self._marked = -1
 
     def _row_view(self) -> Tables:
         """The row view of the pattern as it is now: crow_indices, col_indices and perm."""
@@ -135,20 +139,20 @@ class SparseLayer(nn.Module):
                 self._forget()
                 self._check_pattern(ccol, row)
                 return transposed(ccol, row, self.out_features)
-            self._settle(ccol, row)
-        return self._tables  # type: ignore[return-value]
+            return self._settled(ccol, row)
 
-    def _settle(self, ccol: torch.Tensor, row: torch.Tensor) -> None:
+    def _settled(self, ccol: torch.Tensor, row: torch.Tensor) -> Tables:
         """Find out what the saved tensors hold now, and derive the row view anew where it is another pattern."""
+        tables = self._tables
         source, mark = self._source, self._buffers[_MARK]
         in_place = source is not None and source[0] is ccol and source[1] is row
         problem = self._problem_of_pattern(ccol, row)
         found = mark_of(ccol, row) if problem is None else None
         if in_place and self._mark_written() and _is_plain(mark):
             held = self._same_marks(mark, self._known)
-            if held and not (found is not None and self._same_marks(found, self._known)):
-                self._restore(ccol, row)  # an average with equals
-                return
+            if held and tables is not None and not (found is not None and self._same_marks(found, self._known)):
+                self._restore(ccol, row, tables)  # an average with equals
+                return tables
             if not held and not (found is not None and self._same_marks(mark, found)):
                 raise ValueError(
                     f"{self}: ccol_indices, row_indices and pattern_mark must be those of one pattern, got a mixture:"
@@ -161,16 +165,18 @@ class SparseLayer(nn.Module):
                 f"{self}: {problem}; the layer's pattern was overwritten with what is none. Load a state_dict, or call"
                 " reset_parameters()"
             )
-        same_place = self._tables is not None and self._tables[0].device == ccol.device
-        if not (same_place and self._known is not None and self._same_marks(found, self._known)):
-            tables = transposed(ccol, row, self.out_features)
-            if in_place and same_place and len(self._tables[1]) == len(row):  # type: ignore[index]
-                for mine, new in zip(self._tables, tables, strict=True):  # type: ignore[arg-type]
+        if tables is None or tables[0].device != ccol.device:
+            tables = self._tables = transposed(ccol, row, self.out_features)
+        elif not self._same_marks(found, self._known):
+            fresh = transposed(ccol, row, self.out_features)
+            if in_place and len(tables[1]) == len(row):
+                for mine, new in zip(tables, fresh, strict=True):
                     mine.copy_(new)  # graphs know where they lie
             else:
-                self._tables = tables
+                tables = self._tables = fresh
         self._set_mark(found)
         self._stamp(found)
+        return tables
 
     def _problem_of_pattern(self, ccol: torch.Tensor, row: torch.Tensor) -> str | None:
         try:
@@ -179,10 +185,10 @@ class SparseLayer(nn.Module):
             return str(error)
         return None
 
-    def _restore(self, ccol: torch.Tensor, row: torch.Tensor) -> None:
+    def _restore(self, ccol: torch.Tensor, row: torch.Tensor, tables: Tables) -> None:
         """The saved tensors again, exactly, from the row view."""
-        assert self._tables is not None and self._known is not None
-        exact, rows, _ = transposed(self._tables[0], self._tables[1], self.in_features)
+        assert self._known is not None
+        exact, rows, _ = transposed(tables[0], tables[1], self.in_features)
         ccol.copy_(exact)
         row.copy_(rows)
         self._set_mark(self._known)
@@ -212,8 +218,6 @@ class SparseLayer(nn.Module):
     def _places(ccol: torch.Tensor, row: torch.Tensor) -> tuple:
         return id(ccol), id(row), ccol.data_ptr(), row.data_ptr()
 
-    _source_of_inference: tuple | None = None
-
     def _stamp(self, mark: torch.Tensor) -> None:
         """The tables belong to the saved tensors as they are now, whose mark this is."""
         ccol, row, own = (self._buffers[name] for name in (*_SAVED, _MARK))
@@ -225,7 +229,7 @@ class SparseLayer(nn.Module):
             self._source = (ccol, row, ccol._version, row._version, row.data_ptr(), ccol.data_ptr())
             self._source_of_inference = None
         for table in self._tables or ():
-            table._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
+            table.__dict__["_dynamo_static_input_type"] = "unguarded"  # as torch._dynamo.mark_static_address
 
     def _adopt(self) -> None:
         """Derive the row view of a pattern that is known to be sound."""
@@ -282,11 +286,11 @@ class SparseLayer(nn.Module):
 
     def _excitability(self) -> torch.Tensor | None:
         """The norm's e; through its call where something hooks into that, as offloading does to bring tensors in."""
-        norm = self._modules["norm"]
-        own = norm.__dict__  # type: ignore[union-attr]
+        norm: Any = self._modules["norm"]
+        own = norm.__dict__
         if len(own["_forward_pre_hooks"]) > 1 or "forward" in own:  # one is its own
-            return norm()  # type: ignore[misc]
-        return parameter_of(norm, "excitability")  # type: ignore[arg-type]
+            return norm()
+        return parameter_of(norm, "excitability")
 
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
@@ -307,10 +311,12 @@ class SparseLayer(nn.Module):
 
     def _write(self, pattern: Pattern, status: torch.Tensor | None = None) -> None:
         """Take a sound pattern, in place; nothing is written where a status, on a GPU, tells of a fault."""
-        if self._tables is None or self._tables[0].device != self.row_indices.device:
+        tables, device = self._tables, self.row_indices.device
+        if tables is None or tables[0].device != device:
             with torch.inference_mode(False):
-                self._tables = tuple(torch.empty_like(tensor, device=self.row_indices.device) for tensor in pattern[2:])
-        own = (self.ccol_indices, self.row_indices, *self._tables)
+                tables = tuple(torch.empty_like(tensor, device=device) for tensor in pattern[2:])  # type: ignore[assignment]
+                self._tables = tables
+        own = (self.ccol_indices, self.row_indices, *tables)  # type: ignore[misc]
         mark = mark_of(*pattern[:2]).to(self.pattern_mark.device)
         for buffer, tensor in zip(own, pattern, strict=True):
             if status is None:
@@ -327,7 +333,7 @@ class SparseLayer(nn.Module):
         self._forget()
         for name, tensor in zip(_SAVED, pattern[:2], strict=True):
             self._buffers[name] = tensor
-        self._tables = tuple(pattern[2:])
+        self._tables = pattern[2:]
         mark = mark_of(*pattern[:2])
         self._set_mark(mark)
         self._stamp(mark)
@@ -360,7 +366,8 @@ class SparseLayer(nn.Module):
             self._write(Pattern._from_keys(keys, self.out_features, self.in_features))
         elif self.row_indices is row:
             if self._tables is not None:  # as into shared memory
-                self._tables = tuple(keeps_values(fn)(table) for table in self._tables)
+                crow, col, perm = (keeps_values(fn)(table) for table in self._tables)
+                self._tables = crow, col, perm
                 if self._known is not None:
                     self._stamp(self._known)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -115,9 +117,9 @@ class SparseLinear(SparseLayer):
         layer.norm = norm
         with torch.no_grad():
             layer.weight.copy_(values)
-            if bias is not None:
+            if bias is not None and layer.bias is not None:
                 layer.bias.copy_(bias)
-            if excitability is not None and not taken:
+            if excitability is not None and norm.excitability is not None and not taken:
                 norm.excitability.copy_(excitability)
             layer._write(pattern)
         return layer
@@ -221,7 +223,8 @@ class SparseLinear(SparseLayer):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         # Module attributes are slow to look up, and a small layer's call is mostly that.
-        norm, buffers = self._modules["norm"], self._buffers
+        norm: Any = self._modules["norm"]
+        buffers = self._buffers
         return _ops.sparse_linear(
             input,
             parameter_of(self, "weight"),
@@ -265,7 +268,7 @@ class SparseLinear(SparseLayer):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw edges and values anew, in place, as a fresh layer of this size and seed has them; bias and excitability reset.
+        """Draw edges and values anew, in place, as a fresh layer of this size and seed has them; bias and e are reset.
 
         An excitability that other layers share is reset for them too.
 

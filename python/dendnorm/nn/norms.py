@@ -77,6 +77,8 @@ class Norm(nn.Module):
         TypeError, ValueError: an argument that is not of the type or in the range above.
     """
 
+    excitability: nn.Parameter | None
+
     def __init__(
         self, a: float, b: float, p: float = 2.0, variable: bool = False, s: float | None = None, gain: float = 1.0
     ) -> None:
@@ -169,7 +171,7 @@ class Norm(nn.Module):
 
     def reset_parameters(self) -> None:
         """Put the excitability, if there is one, back to where it started."""
-        if self.excitability is not None:
+        if self.excitability is not None and self.start is not None:
             nn.init.constant_(self.excitability, self.start)
 
     def deviation(self, degree: float) -> float:
@@ -210,9 +212,9 @@ class Norm(nn.Module):
         w = effective.double()
         if not self.scales:
             return w, None
-        given = self.excitability
-        if given is not None:
-            given = given.detach().double()
+        given: torch.Tensor | None = None
+        if self.excitability is not None:
+            given = self.excitability.detach().double()
         elif self.s is not None and self.b != 1:
             given = torch.full((rows,) if self.variable else (), self.s, dtype=torch.float64, device=w.device)
         start = self.start if self.start is not None else self._start(len(w) / rows)
