@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import dis
 import functools
 import inspect
 import textwrap
@@ -95,9 +96,16 @@ def _tree(code: types.CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.
     return next((node for node in ast.walk(tree) if isinstance(node, kinds)), None)
 
 
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))
+def _owners_of_weight(code: types.CodeType) -> Iterator[str]:
+    """Names ``x`` of which compiled code reads ``x.weight``."""
+    before: object = None
+    for instruction in dis.get_instructions(code):
+        if instruction.argval == "weight" and isinstance(before, str):
+            yield before
+        before = instruction.argval
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _owners_of_weight(const)
 
 
 class _Search:
@@ -146,9 +154,7 @@ class _Search:
         return None
 
     def _without_source(self, function: types.FunctionType, args: list[list[Any]], reader: str) -> None:
-        names = _names_in(function.__code__)
-        if "weight" not in names:
-            return
+        names = set(_owners_of_weight(function.__code__))
         for value in args[0] if args else []:
             children = value._modules.items() if isinstance(value, nn.Module) else ()
             for name, child in children:
