@@ -26,17 +26,14 @@ def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
     connections and stay.
 
     Args:
-        averaged: a ``torch.optim.swa_utils.AveragedModel`` with ``use_buffers=False``, or a copy of the model. It must
-            not have been updated since the rewiring.
+        averaged: a ``torch.optim.swa_utils.AveragedModel``, or a copy of the model. It must not have been updated since
+            the rewiring.
         model: what was rewired.
         report: of that rewiring.
 
     Raises:
-        ValueError: an average of buffers, which would average indices, or layers that do not correspond. Nothing has
-            changed then.
+        ValueError: layers that do not correspond. Nothing has changed then.
     """
-    if getattr(averaged, "use_buffers", False):
-        raise ValueError("averaged must have use_buffers=False, got True: the indices of connections have no average")
     inner = averaged.module if isinstance(averaged, torch.optim.swa_utils.AveragedModel) else averaged
     modules, planned = dict(inner.named_modules()), []
     for part in report:
