@@ -30,17 +30,17 @@ std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row
   require_dtype(op, "row_indices", row_indices, {at::kInt});
   require_shape_of(op, "row_indices", row_indices, "effective", effective);
   require_contiguous(op, "row_indices", row_indices);
-  TORCH_CHECK(rows >= 1, op, ": rows must be at least 1, got ", rows);
+  TORCH_CHECK(rows >= 1, "dendnorm::", op, ": rows must be at least 1, got ", rows);
   const std::int64_t nnz = effective.numel();
   const auto* row = row_indices.const_data_ptr<std::int32_t>();
   for (std::int64_t k = 0; k < nnz; ++k) {
-    TORCH_CHECK(row[k] >= 0 && row[k] < rows, op, ": row_indices must be in [0, ", rows, "), got ", row[k]);
+    TORCH_CHECK(row[k] >= 0 && row[k] < rows, "dendnorm::", op, ": row_indices must be in [0, ", rows, "), got ", row[k]);
   }
   const bool is_given = given(excitability);
   if (is_given) {
     require_dtype(op, "excitability", *excitability, {at::kDouble});
     require_contiguous(op, "excitability", *excitability);
-    TORCH_CHECK(excitability->numel() == 1 || excitability->numel() == rows, op, ": excitability must have 1 or ", rows,
+    TORCH_CHECK(excitability->numel() == 1 || excitability->numel() == rows, "dendnorm::", op, ": excitability must have 1 or ", rows,
                 " entries, got ", excitability->numel());
   }
   Tensor values = at::empty_like(effective);

@@ -36,16 +36,22 @@ if DEVICE != "cpu":
     torch.set_default_device(DEVICE)
 
 
-# Trainers, other processes, whole trainings, builds: what `make test-fast` leaves out, beside tests marked "slow".
+# What `make test-fast` leaves out, beside tests marked "slow": files of trainers, other processes, whole trainings and
+# builds, and single tests that start many processes or train.
 SLOW_FILES = {
-    "bench", "cli", "cpp", "data", "distributed", "docs", "ecosystem", "gpu_check", "paper", "site", "trainers",
-    "training",
+    "bench", "cli", "compatibility", "cpp", "data", "distributed", "docs", "ecosystem", "gpu_check", "models",
+    "optimizers", "paper", "site", "trainers", "training",
 }  # fmt: skip
+SLOW_TESTS = {
+    "test_killed_at_any_moment_the_previous_checkpoint_loads",
+    "test_ranks_agree_where_the_sums_are_reduced",
+    "test_what_is_public",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem.removeprefix("test_") in SLOW_FILES:
+        if item.path.stem.removeprefix("test_") in SLOW_FILES or getattr(item, "originalname", "") in SLOW_TESTS:
             item.add_marker(pytest.mark.slow)
 
 

@@ -29,6 +29,7 @@ class Shape:
     lead: tuple[int, ...] = (3,)
     density: float = 0.6
     empty: int | None = 2
+    turned: int = 0  # so many columns further on
 
     def pattern(self, seed: int = 0) -> oracle.Pattern:
         mask = np.random.default_rng(seed).random((self.rows, self.cols)) < self.density
@@ -36,7 +37,7 @@ class Shape:
             mask[self.empty] = False
         if self.density > 0:
             mask[0, 0] = True
-        return oracle.pattern_of(mask)
+        return oracle.pattern_of(np.roll(mask, self.turned, axis=1))
 
 
 SMALL = Shape()
@@ -76,6 +77,7 @@ class Op:
     strided: tuple[str, ...] = ()  # arguments that may have any strides
     vmap: tuple[tuple[str, ...], ...] = ()  # groups of arguments that are batched together
     writes: str | None = None  # the argument that it writes to
+    traced: bool = True  # whether there is a kernel for meta tensors
     thorough: tuple[str, ...] = ()  # norms for derivatives and opcheck, which take long; as `norms`, unless given
 
     @property

@@ -75,6 +75,28 @@ def effective_weight_backward(
     return _asked(output_mask, [_listed(d_weight, pattern, vanishing[pattern.rows_cols[0]]), d_excitability])
 
 
+def raw_values(effective, row_indices, rows, a, b, p, variable, excitability, start, name) -> Expected:
+    """The inverse of w = (e / D) v: with one e for each row v is w, with one for all where a row is as the mean row."""
+    w, row = effective.numpy(), row_indices.numpy()
+    count = np.bincount(row, minlength=rows).clip(1).astype(float)
+    length = np.bincount(row, np.abs(w) ** p, minlength=rows) ** (1 / p)
+    live = length > 0
+    length[~live] = 1
+    d = count**a * length**b
+    if excitability is not None:
+        e = excitability.numpy()
+    elif variable:
+        e = np.where(live, d, start)
+    elif b == 0 or not live.any():
+        e = np.array(start)
+    else:
+        e = np.array(d[live][0] if b == 1 else d[live].mean())
+    of_row = np.broadcast_to(e, (rows,))
+    scale = np.sign(of_row) if b == 1 else np.sign(of_row) * (d / np.abs(of_row)) ** (1 / (1 - b))
+    v = w * (np.ones(rows) if variable and excitability is None else scale)[row]
+    return oracle.Result(v, np.abs(v)), oracle.Result(e, np.abs(e))
+
+
 def sampled_product(rows, columns, ccol_indices, row_indices, crow_indices, col_indices, perm) -> Expected:
     pattern = _pattern(ccol_indices, row_indices, crow_indices)
     flat = math.prod(rows.shape[:-1])

@@ -202,6 +202,7 @@ OPS: dict[str, Op] = {
     "transpose_pattern": Op(
         samples=transpose_pattern,
         reference=references.transpose_pattern,
+        vmap=(("compressed", "indices"),),
         errors=of_pattern("compressed", "indices", "size"),
         strided=("compressed", "indices"),
     ),

@@ -93,6 +93,22 @@ def layer_samples(op: str, masks: int) -> Callable[[str, torch.dtype, Shape], li
     return samples
 
 
+def raw_values(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    """Weights whose excitability is free, and the same with e given."""
+    given = layer_arguments(norm, dtype, shape)
+    pattern, kind = shape.pattern(), FAMILY[norm][3]
+    row, w = given["row_indices"], given["weight"]
+    if given["b"] == 1 and kind == "shared":  # which can only stand for rows of one length
+        lengths = torch.zeros(shape.rows, dtype=dtype).index_add_(0, row, w.abs() ** given["p"]) ** (1 / given["p"])
+        w = w / lengths[row]
+    sample = {name: given[name] for name in ("row_indices", "a", "b", "p")}
+    sample |= {"effective": w, "rows": shape.rows, "variable": kind == "own", "excitability": None, "start": 1.7}
+    free = sample | {"name": norm}
+    chosen = references.raw_values(**free)[1]
+    assert isinstance(chosen, references.oracle.Result) and pattern.nnz == len(w)
+    return [free, free | {"excitability": -torch.tensor(chosen.value, dtype=dtype)}]
+
+
 # Calls in float64 with the norm "joint" and the shape SMALL, 4 by 5 with 3 samples, that are refused; each by the name
 # of the argument, for every op that has it.
 LAYER_ERRORS: dict[str, Wrong] = {
@@ -164,5 +180,26 @@ OPS: dict[str, Op] = {
     "effective_weight": layer_op("effective_weight", ("weight", "excitability")),
     "effective_weight_backward": layer_op("effective_weight_backward", ("grad", "weight", "excitability"), masks=2),
     "sampled_product": layer_op("sampled_product", ("rows", "columns")),
+    "raw_values": Op(
+        samples=raw_values,
+        reference=references.raw_values,
+        errors={
+            "a nan": LAYER_ERRORS["a nan"],
+            "p below 1": LAYER_ERRORS["p below 1"],
+            "effective of float32": Wrong(put("effective", torch.Tensor.float), ("effective must have dtype float64",)),
+            "effective a matrix": Wrong(put("effective", lambda w: w[None]), ("effective must be one-dimensional",)),
+            "row_indices of int64": Wrong(put("row_indices", torch.Tensor.long), ("row_indices must", "int32")),
+            "row_indices too long": Wrong(put("row_indices", longer), ("row_indices must have", "shape", "got")),
+            "row_indices out of range": Wrong(put("row_indices", lambda t: t + 4), ("row_indices must be in [0, 4)",)),
+            "rows 0": Wrong(lambda sample: sample | {"rows": 0}, ("rows must be at least 1, got 0",)),
+            "excitability too many": Wrong(
+                lambda sample: sample | {"excitability": torch.ones(5, dtype=torch.float64)},
+                ("excitability must have 1 or 4 entries, got 5",),
+            ),
+        },
+        norms=tuple(sorted(FAMILY)),
+        dtypes=(torch.float64,),
+        traced=False,
+    ),
     **op_rewiring.OPS,
 }

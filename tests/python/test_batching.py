@@ -88,6 +88,7 @@ def test_forward(norm, joined):
             arguments.check(ops.sparse_linear.default, *FAMILY[norm])
 
 
+@pytest.mark.slow
 @pytest.mark.feature("torch.func.vmap of the layer's backward op, every combination of batched arguments")
 @both_ways
 @pytest.mark.parametrize("norm", FAMILY)

@@ -287,10 +287,7 @@ def test_a_missing_build_is_named(tmp_path):
     from pathlib import Path
 
     source = Path(dendnorm.__file__).parent
-    copied = tmp_path / "dendnorm"
-    copied.mkdir()
-    for file in source.glob("*.py"):
-        shutil.copy(file, copied)
+    shutil.copytree(source, tmp_path / "dendnorm", ignore=shutil.ignore_patterns("*.so", "lib", "__pycache__"))
     command = [sys.executable, "-c", "import dendnorm"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)

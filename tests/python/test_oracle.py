@@ -439,6 +439,7 @@ def test_density_1_without_norm_is_linear(shape, with_bias, dtype):
         torch.testing.assert_close(layer.bias.grad, linear.bias.grad, **tolerance)
 
 
+@pytest.mark.slow
 @both_types
 @pytest.mark.parametrize("norm", ["none", "l0", "l0-variable", "joint", "lp:3.7", "family-shared"])
 @pytest.mark.parametrize("batch", [1, 10, 64, 129, 1000])
