@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 
 __all__ = ["allocate"]
@@ -24,26 +25,27 @@ def allocate(
     if distribution not in DISTRIBUTIONS:
         raise ValueError(f"distribution must be one of {list(DISTRIBUTIONS)}, got {distribution!r}")
     for name, shape in shapes.items():
-        if len(shape) < 2 or not all(isinstance(size, int) and size >= 1 for size in shape):
+        if len(shape) < 2 or not all(isinstance(size, numbers.Integral) and size >= 1 for size in shape):
             raise ValueError(f"shape of {name!r} must have two or more sizes of at least 1, got {shape}")
     if epsilon is not None:
         if density is not None or distribution == "uniform":
             raise ValueError('epsilon must be given without density, for distribution "er" or "erk"')
-        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 < epsilon < math.inf:
+        if isinstance(epsilon, bool) or not isinstance(epsilon, numbers.Real) or not 0 < epsilon < math.inf:
             raise ValueError(f"epsilon must be a positive number, got {epsilon!r}")
-    elif isinstance(density, bool) or not isinstance(density, (int, float)):
+    elif isinstance(density, bool) or not isinstance(density, numbers.Real):
         raise TypeError(f"density must be a number, got {density!r}")
     elif not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
     positions = {name: math.prod(shape) for name, shape in shapes.items()}
+    share = 0.0 if density is None else float(density)
     if distribution == "uniform":
-        return {name: round(density * count) for name, count in positions.items()}
+        return {name: round(share * count) for name, count in positions.items()}
     # Of "er", density * positions = (M + N) * kernel size: a kernel counts as many connections of two units.
     scale = {name: sum(shape) if distribution == "erk" else sum(shape[:2]) * math.prod(shape[2:])
              for name, shape in shapes.items()}  # fmt: skip
     if epsilon is not None:
         return {name: min(round(epsilon * scale[name]), count) for name, count in positions.items()}
-    total = round(density * sum(positions.values()))
+    total = round(share * sum(positions.values()))
     return _whole(_capped(scale, positions, total), positions, total)
 
 
