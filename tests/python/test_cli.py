@@ -143,7 +143,9 @@ def test_without_a_folder_a_new_one_is_chosen(tmp_path, monkeypatch):
 
 def start(*arguments):
     command = [sys.executable, "-m", "dendnorm", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
+    # A process in the background may have been told to ignore SIGINT, and its children would, too.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy(),
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
 
 
 def wait_for(path, process, seconds=300):
