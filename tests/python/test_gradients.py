@@ -131,6 +131,43 @@ def test_forward_mode_of_the_other_ops_is_right_or_refused_by_name(norm):
             assert refused, error
 
 
+@every_norm
+def test_first_derivatives_have_the_same_bits_whether_or_not_their_own_may_be_asked_for(norm):
+    for dtype in (torch.float32, torch.float64):
+        pattern, x, weight, bias, e, abp = small_case(norm)
+        leaves = [
+            tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight, bias, *([] if e is None else [e]))
+        ]
+        grad = torch.randn(pattern.nnz, dtype=dtype)
+
+        def run(x, weight, bias, e=None, pattern=pattern, abp=abp):
+            return ops.sparse_linear(x, weight, bias, e, *pattern.tensors, *abp).square().sum()
+
+        def scaled(x, weight, bias, e=None, pattern=pattern, abp=abp, grad=grad):
+            return (ops.effective_weight(weight, e, *pattern.tensors, *abp) * grad).sum()
+
+        for function in (run, scaled):
+            once, again = (
+                torch.autograd.grad(function(*leaves), leaves, create_graph=create, allow_unused=True)
+                for create in (False, True)
+            )
+            for mine, other in zip(once, again, strict=True):
+                assert (mine is None) == (other is None)
+                assert mine is None or torch.equal(mine, other)
+
+
+@every_norm
+def test_third_derivatives(norm):
+    pattern, x, weight, _, e, abp = small_case(norm)
+    x = x.detach()[:1].requires_grad_()
+
+    def first(x, weight, *extra):
+        output = ops.sparse_linear(x, weight, None, extra[0] if extra else None, *pattern.tensors, *abp)
+        return torch.autograd.grad(output.pow(3).sum(), (x, weight), create_graph=True)
+
+    assert torch.autograd.gradgradcheck(first, (x, weight) if e is None else (x, weight, e))
+
+
 def test_a_zero_row_has_finite_second_derivatives():
     for norm in sorted(FAMILY):
         pattern, x, weight, bias, e, abp = small_case(norm)
@@ -195,6 +232,7 @@ def pattern_op_arguments() -> dict[str, list[tuple[tuple, dict]]]:
     clear = torch.tensor([2**63 - 1, 0, 0, 0])
     return {
         "check_pattern": [((ccol, row, ROWS, "ccol_indices", "row_indices"), {})],
+        "pattern_mark": [((ccol, row), {})],
         "transpose_pattern": [((ccol, row, ROWS), {}), ((crow, col, COLS), {"sound": True})],
         "weakest": [
             *(((torch.rand(nnz, dtype=dtype), 3), {}) for dtype in (torch.float32, torch.float64)),
