@@ -12,7 +12,7 @@ __device__ void write_factor(const Excitability<T>& e, i64 row, double inverse_d
   if (inverses != nullptr) inverses[row] = inverse_d;
   if (factors == nullptr) return;
   Factor<T> factor;
-  split_factor(e.of(row) * inverse_d, &factor.first, &factor.second);
+  split_factor(factor_of(e.of(row), inverse_d), &factor.first, &factor.second);
   factors[row] = factor;
 }
 

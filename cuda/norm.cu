@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads) effective_weight_kernel(const Layer<
   const i64 row = team_row<32>();
   if (row >= layer.rows) return;
   const RowInOrder<T> values{shared_row<T, 32>(layer, row)};
-  const double factor = layer.excitability.of(row) * measure_row(layer.norm, values.count, values).inverse_d;
+  const double factor = factor_of(layer.excitability.of(row), measure_row(layer.norm, values.count, values).inverse_d);
   for (i64 k = values.team.rank; k < values.count; k += 32) {
     const i32 at = values.perm[k];
     w[at] = static_cast<T>(factor * layer.values[at]);
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
   if (measured.inverse_d == 0) pull = 0;
   if (de != nullptr && values.team.rank == 0) de[row] = excitability_gradient(measured, pull);
   if (dv == nullptr) return;
-  const double factor = layer.excitability.of(row) * measured.inverse_d;
+  const double factor = factor_of(layer.excitability.of(row), measured.inverse_d);
   for (i64 k = values.team.rank; k < values.count; k += kSize) {
     const i32 at = values.perm[k];
     double g = gradient[at];

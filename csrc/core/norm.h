@@ -110,6 +110,9 @@ DENDNORM_HD Row measure_row(const Norm& norm, std::int64_t n, const Values& valu
   return row;
 }
 
+// e / D. A dead row's is 0 whatever its e is: 0 times infinity would make a neuron without connections NaN.
+DENDNORM_HD inline double factor_of(double e, double inverse_d) { return inverse_d == 0 ? 0 : e * inverse_d; }
+
 // A factor as first * second, where one float32 may not hold it; returns whether second is needed (it is 1 otherwise).
 DENDNORM_HD inline bool split_factor(double factor, float* first, float* second) {
   *second = 1;

@@ -80,4 +80,47 @@ inline void transpose_pattern(const std::int32_t* compressed, std::int64_t segme
   compressed_t[0] = 0;
 }
 
+// Whether two views look like those of one pattern, from four of its entries: enough for a view that is left over from
+// other connections, at no cost that could be measured. Reads nothing outside of the views, whatever they hold.
+inline bool views_agree(const std::int32_t* ccol_indices, std::int64_t columns, const std::int32_t* row_indices,
+                        const std::int32_t* crow_indices, std::int64_t rows, const std::int32_t* col_indices,
+                        const std::int32_t* perm, std::int64_t nnz) {
+  if (ccol_indices[0] != 0 || ccol_indices[columns] != nnz || crow_indices[0] != 0 || crow_indices[rows] != nnz) {
+    return false;
+  }
+  if (nnz == 0) return true;
+  for (const std::int64_t k : {std::int64_t{0}, nnz / 3, 2 * nnz / 3, nnz - 1}) {
+    const std::int64_t at = perm[k], col = col_indices[k];
+    if (at < 0 || at >= nnz || col < 0 || col >= columns) return false;
+    const std::int64_t row = row_indices[at];
+    if (row < 0 || row >= rows) return false;
+    if (k < crow_indices[row] || k >= crow_indices[row + 1]) return false;
+    if (at < ccol_indices[col] || at >= ccol_indices[col + 1]) return false;
+  }
+  return true;
+}
+
+// The sum of splitmix64 over (position, value), modulo 2^64.
+inline std::uint64_t mixed_sum(const std::int32_t* values, std::int64_t count, std::uint64_t salt) {
+  std::uint64_t sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const auto position = static_cast<std::uint64_t>(i), value = static_cast<std::uint64_t>(std::int64_t{values[i]});
+    std::uint64_t z = (((position << 32) | value) + salt) * 0x9E3779B97F4A7C15;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+    sum += z ^ (z >> 31);
+  }
+  return sum;
+}
+
+constexpr int kMarks = 8;
+
+// Numbers that tell a pattern from others: the bytes of a sum over its column view, lowest first. Every floating type
+// holds them exactly.
+inline void pattern_mark(const std::int32_t* ccol_indices, std::int64_t pointers, const std::int32_t* row_indices,
+                         std::int64_t nnz, double* marks) {
+  const std::uint64_t sum = mixed_sum(ccol_indices, pointers, 1) + mixed_sum(row_indices, nnz, 2);
+  for (int i = 0; i < kMarks; ++i) marks[i] = static_cast<double>((sum >> (8 * i)) & 0xFF);
+}
+
 }  // namespace dendnorm

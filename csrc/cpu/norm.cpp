@@ -46,7 +46,7 @@ bool row_factors(const Layer<T>& layer, T* first, T* second) {
   std::atomic<bool> wide{false};
   for_rows(layer, layer.norm.b != 0 ? 2 : 0, [&](std::int64_t i) {
     T one, rest;
-    if (split_factor(layer.excitability.of(i) * measured(layer, i).inverse_d, &one, &rest)) {
+    if (split_factor(factor_of(layer.excitability.of(i), measured(layer, i).inverse_d), &one, &rest)) {
       wide.store(true, std::memory_order_relaxed);
     }
     first[i] = one;
@@ -58,7 +58,7 @@ bool row_factors(const Layer<T>& layer, T* first, T* second) {
 template <class T>
 void effective_weight(const Layer<T>& layer, T* w) {
   for_rows(layer, 2, [&](std::int64_t i) {
-    const double factor = layer.excitability.of(i) * measured(layer, i).inverse_d;
+    const double factor = factor_of(layer.excitability.of(i), measured(layer, i).inverse_d);
     for (std::int64_t k = layer.view.start[i]; k < layer.view.start[i + 1]; ++k) {
       const std::int32_t at = layer.view.perm[k];
       w[at] = static_cast<T>(factor * layer.values[at]);
@@ -82,7 +82,7 @@ void norm_gradient(const Layer<T>& layer, const T* gradient, T* dv, double* de) 
     if (row.inverse_d == 0) pull = 0;
     if (de != nullptr) de[i] = excitability_gradient(row, pull);
     if (dv == nullptr) return;
-    const double factor = layer.excitability.of(i) * row.inverse_d;
+    const double factor = factor_of(layer.excitability.of(i), row.inverse_d);
     for (std::int64_t k = begin; k < end; ++k) {
       const std::int32_t at = layer.view.perm[k];
       double g = gradient[at];

@@ -56,8 +56,9 @@ struct DENDNORM_API NormOptions {
   TORCH_ARG(double, p);
   // One e for each output neuron instead of one for all.
   TORCH_ARG(bool, variable) = false;
-  // Where e starts (the paper: 25). Without it: such that a fresh layer's output has about its input's variance, times
-  // `gain`.
+  // Where e starts (the paper: 25); the values are then from N(0, 1). Without it: e starts at D of the mean neuron, so
+  // that v is the effective weight, and v is from N(0, gain^2 / n) with n connections to the mean neuron: a fresh
+  // layer's output has about gain^2 times its input's variance.
   TORCH_ARG(std::optional<double>, s) = std::nullopt;
   TORCH_ARG(double, gain) = 1;
 };
@@ -157,7 +158,8 @@ struct DENDNORM_API SparseLinearOptions {
 // y = x W^T + bias with exactly nnz connections, where row i of W is w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i (Bird and
 // Cuntz, "Dendritic normalisation improves learning in sparsely connected artificial neural networks", Eq 1 to 6).
 // Used like torch::nn::Linear. A fresh layer draws its connections uniformly without replacement and its values from
-// N(0, 1); its bias is 0. Shape, storage and identity of every tensor stay the same through rewiring and loading.
+// N(0, 1 / n), n being its neurons' mean number of afferents (see NormOptions); its bias is 0. Shape, storage and
+// identity of every tensor stay the same through rewiring and loading.
 class DENDNORM_API SparseLinearImpl : public torch::nn::Cloneable<SparseLinearImpl> {
  public:
   SparseLinearImpl(int64_t in_features, int64_t out_features, double density);
@@ -246,9 +248,11 @@ class DENDNORM_API SparseLinear : public torch::nn::ModuleHolder<SparseLinearImp
 
 // ---- State dicts: the names and tensors of Python's, for any module ----
 
-// The tensors themselves, not copies, under the names that Python gives them; a shared excitability under each.
+// The tensors themselves, not copies, under the names that Python gives them; a shared excitability under each. Beside
+// each pattern its `pattern_mark`, float64 (8,), which tells it from others.
 DENDNORM_API StateDict state_dict(const torch::nn::Module& module);
-// Copies into the module's tensors, all or nothing. Strict: no name may be missing or left over.
+// Copies into the module's tensors, all or nothing. Strict: no name may be missing or left over, but for marks, which
+// files of version 0.1 have not; one that is there must be its pattern's.
 DENDNORM_API void load_state_dict(torch::nn::Module& module, const StateDict& state, bool strict = true);
 // A safetensors file, which Python reads with safetensors.torch.load_file: the whole new one or, where it throws, what
 // was there before. A new file gets the mode of the process's umask, another keeps its own.
@@ -281,7 +285,8 @@ struct SETOptions {
 };
 
 // One step() excises, in every SparseLinear of the model, the k = round(zeta nnz) connections (half to even) of the
-// smallest |w|, and grows k at positions that are then empty, uniformly at random, with values from N(0, 1). In place:
+// smallest |w|, and grows k at positions that are then empty, uniformly at random, with normal values of the root mean
+// square that the layer's values have. In place:
 // parameters, storage and nnz stay. The gradient and the optimizer's state (SGD, Adam, AdamW, RMSprop, Adagrad)
 // move with the connections that stay and are 0 for new ones. A step that throws has changed nothing.
 //

@@ -30,6 +30,10 @@ std::tuple<Tensor, Tensor, Tensor> transposed(const Tensor& compressed, const Te
   return {pointers.to(device), others.to(device), perm.to(device)};
 }
 
+Tensor mark_of(const Tensor& ccol_indices, const Tensor& row_indices) {
+  return ops::call_pattern_mark(ccol_indices.cpu(), row_indices.cpu()).to(ccol_indices.device());
+}
+
 Tensor as_index(const char* name, const Tensor& values) {
   TORCH_CHECK_TYPE(values.defined(), name, " must be a tensor, got none");
   TORCH_CHECK_TYPE(values.scalar_type() == at::kInt || values.scalar_type() == at::kLong, name,

@@ -24,6 +24,9 @@ Edges edges_of(const at::Tensor& ccol_indices, const at::Tensor& row_indices);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> transposed(const at::Tensor& compressed, const at::Tensor& indices,
                                                           int64_t size);
 
+// The numbers that tell a pattern from others, where its tensors are.
+at::Tensor mark_of(const at::Tensor& ccol_indices, const at::Tensor& row_indices);
+
 // Indices of int32 or int64 as contiguous int32, without wrapping what does not fit.
 at::Tensor as_index(const char* name, const at::Tensor& values);
 

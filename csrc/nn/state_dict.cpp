@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "nn/dendnorm.h"
+#include "nn/pattern.h"
 #include "nn/safetensors.h"
 
 namespace dendnorm::nn {
@@ -15,11 +16,14 @@ namespace {
 
 using at::Tensor;
 
+const std::string kMark = "pattern_mark";
+
 void collect(const torch::nn::Module& module, const std::string& prefix, StateDict& found) {
   for (const auto& parameter : module.named_parameters(false)) found.insert(prefix + parameter.key(), *parameter);
   for (const auto& buffer : module.named_buffers(false)) found.insert(prefix + buffer.key(), *buffer);
   // A layer that shares another's norm does not have it among its children.
   const auto* layer = dynamic_cast<const SparseLinearImpl*>(&module);
+  if (layer != nullptr) found.insert(prefix + kMark, mark_of(layer->ccol_indices, layer->row_indices));
   if (layer != nullptr && layer->norm->excitability.defined()) {
     found.insert(prefix + "norm.excitability", layer->norm->excitability);
   }
@@ -43,7 +47,8 @@ std::string listed(const std::vector<std::string>& names) {
 void check_names(const StateDict& own, const StateDict& state) {
   std::vector<std::string> missing, unexpected;
   for (const auto& item : own) {
-    if (!state.contains(item.key())) missing.push_back(item.key());
+    // Files of version 0.1 have no marks.
+    if (!state.contains(item.key()) && !item.key().ends_with(kMark)) missing.push_back(item.key());
   }
   for (const auto& item : state) {
     if (!own.contains(item.key())) unexpected.push_back(item.key());
@@ -103,7 +108,8 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, bool str
   for (const auto& [prefix, layer] : layers) {
     const Tensor* ccol = state.find(prefix + "ccol_indices");
     const Tensor* row = state.find(prefix + "row_indices");
-    if (ccol == nullptr && row == nullptr) continue;
+    const Tensor* mark = state.find(prefix + kMark);
+    if (ccol == nullptr && row == nullptr && mark == nullptr) continue;
     // Values belong to the pattern that they were saved with.
     TORCH_CHECK_VALUE(ccol != nullptr && row != nullptr && state.contains(prefix + "weight"), "state must hold ",
                       prefix, "weight, ", prefix, "ccol_indices and ", prefix, "row_indices together, got only a part");
@@ -113,9 +119,14 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, bool str
       TORCH_CHECK_VALUE(false, prefix.empty() ? "SparseLinear" : prefix.substr(0, prefix.size() - 1), ": ",
                         error.what_without_backtrace());
     }
+    TORCH_CHECK_VALUE(mark == nullptr || at::equal(mark->cpu().to(at::kDouble), mark_of(ccol->cpu(), row->cpu())),
+                      "state must hold ", prefix, kMark,
+                      " of its own pattern, got that of another: the tensors were "
+                      "averaged with, or taken from, states of different patterns");
   }
   for (const auto& item : own) {
-    if (const Tensor* given = state.find(item.key())) item.value().copy_(*given);
+    const Tensor* given = state.find(item.key());
+    if (given != nullptr && !item.key().ends_with(kMark)) item.value().copy_(*given);
   }
   for (const auto& [prefix, layer] : layers) {
     if (state.contains(prefix + "row_indices")) layer->write_pattern(layer->ccol_indices, layer->row_indices);

@@ -70,6 +70,11 @@ inline Tensors3 call_transpose_pattern(const at::Tensor& compressed, const at::T
   return op(compressed, indices, size, true);
 }
 
+inline at::Tensor call_pattern_mark(const at::Tensor& ccol_indices, const at::Tensor& row_indices) {
+  static const Op<decltype(call_pattern_mark)> op("dendnorm::pattern_mark");
+  return op(ccol_indices, row_indices);
+}
+
 inline at::Tensor call_weakest(const at::Tensor& score, std::int64_t k) {
   using Signature = at::Tensor(const at::Tensor&, std::int64_t, const OptionalTensor&);
   static const Op<Signature> op("dendnorm::weakest");
@@ -111,9 +116,9 @@ inline std::tuple<at::Tensor, at::Tensor> call_raw_values(const at::Tensor& effe
                                                           std::int64_t rows, const Norm& norm, bool variable,
                                                           const OptionalTensor& excitability, double start,
                                                           std::string_view name) {
-  using Signature = std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, std::int64_t, double,
-                                                       double, double, bool, const OptionalTensor&, double,
-                                                       std::string_view);
+  using Signature =
+      std::tuple<at::Tensor, at::Tensor>(const at::Tensor&, const at::Tensor&, std::int64_t, double, double, double,
+                                         bool, const OptionalTensor&, double, std::string_view);
   static const Op<Signature> op("dendnorm::raw_values");
   return op(effective, row_indices, rows, norm.a, norm.b, norm.p, variable, excitability, start, name);
 }

@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -19,6 +20,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "core/pattern.h"
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "cpu/plan.h"
@@ -187,6 +189,16 @@ struct Backend {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
+
+  static void check_views(const char* op, const Pattern& p) {
+    const View columns = columns_of(p), rows = rows_of(p);
+    TORCH_CHECK_VALUE(views_agree(columns.start, p.ccol_indices.size(0) - 1, columns.index, rows.start,
+                                  p.crow_indices.size(0) - 1, rows.index, rows.perm, p.perm.size(0)),
+                      "dendnorm::", op,
+                      ": crow_indices, col_indices and perm must be the row view of ccol_indices and row_indices, got "
+                      "views of different patterns; a compiled or exported graph keeps the row view: call the layer "
+                      "once outside of it after its pattern was written, or layer.load_state_dict");
+  }
 
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,

@@ -3,6 +3,7 @@
 //
 //   Layer<T>                           its kernels' structure
 //   Guard(tensor)                      in force while kernels are launched for a tensor
+//   check_views(op, pattern)           refuses views of different patterns, where looking costs nothing
 //   forward<T>(input, weight, bias, excitability, pattern, norm, output)
 //   backward<T>(grad_output, input, weight, excitability, pattern, norm, wanted, gradients)
 //   effective_weight<T>(weight, excitability, pattern, norm, result)
@@ -129,6 +130,7 @@ struct LayerOps {
   static Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
     const Tensor output = empty_sparse_linear(input, weight, bias, excitability, pattern, norm);
+    Backend::check_views("sparse_linear", pattern);
     const Guard guard(weight);
     const Tensor values = made_contiguous(weight), shift = made_contiguous(or_undefined(bias)),
                  e = made_contiguous(or_undefined(excitability));
@@ -143,6 +145,7 @@ struct LayerOps {
                                         std::array<bool, 4> mask) {
     const Gradients gradients =
         empty_sparse_linear_backward(grad_output, input, weight, excitability, pattern, norm, mask);
+    Backend::check_views("sparse_linear_backward", pattern);
     const Guard guard(weight);
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability));
     const Wanted wanted = wanted_of(gradients, e, norm);
@@ -155,6 +158,7 @@ struct LayerOps {
   static Tensor effective_weight(const Tensor& weight, const OptionalTensor& excitability, const Pattern& pattern,
                                  const Norm& norm) {
     const Tensor result = empty_effective_weight(weight, excitability, pattern, norm);
+    Backend::check_views("effective_weight", pattern);
     const Guard guard(weight);
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability));
     with_values(weight,
@@ -165,6 +169,7 @@ struct LayerOps {
   static Tensor2 effective_weight_backward(const Tensor& grad, const Tensor& weight, const OptionalTensor& excitability,
                                            const Pattern& pattern, const Norm& norm, std::array<bool, 2> mask) {
     const Gradients gradients = empty_effective_weight_backward(grad, weight, excitability, pattern, norm, mask);
+    Backend::check_views("effective_weight_backward", pattern);
     const Guard guard(weight);
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability)),
                  g = made_contiguous(grad);
@@ -177,6 +182,7 @@ struct LayerOps {
 
   static Tensor sampled_product(const Tensor& rows, const Tensor& columns, const Pattern& pattern) {
     const Tensor result = empty_sampled_product(rows, columns, pattern);
+    Backend::check_views("sampled_product", pattern);
     const Guard guard(result);
     with_values(result,
                 [&](auto t) { Backend::template sampled_product<decltype(t)>(rows, columns, pattern, result); });

@@ -22,7 +22,8 @@ TORCH_LIBRARY(dendnorm, m) {
 
   // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula; on the
   // CPU. `excitability` holds e where it is given; `start` is what e has where no weight decides it.
-  m.def("raw_values(Tensor effective, Tensor row_indices, int rows, " NORM ", bool variable, Tensor? excitability, "
+  m.def("raw_values(Tensor effective, Tensor row_indices, int rows, " NORM
+        ", bool variable, Tensor? excitability, "
         "float start, str name) -> (Tensor, Tensor)");
 
   // Patterns. `sound` says that check_pattern would find nothing, as in what these ops made: they then don't look.
@@ -30,6 +31,8 @@ TORCH_LIBRARY(dendnorm, m) {
   m.def(
       "transpose_pattern(Tensor compressed, Tensor indices, int size, *, bool sound=False) -> (Tensor, Tensor, "
       "Tensor)");
+  // Float64 (8,): whole numbers that tell a pattern from others.
+  m.def("pattern_mark(Tensor ccol_indices, Tensor row_indices) -> Tensor");
 
   // Rewiring. What is wrong with values is raised where no `status` is given, for which a GPU must be waited for. With
   // one, an int64 tensor (4,) that begins with 2^63 - 1 (see core/status.h), it is written there and the results are of

@@ -45,6 +45,20 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_meta(const Tensor& compress
   return empty_transpose(compressed, indices, size);
 }
 
+Tensor empty_mark(const Tensor& ccol_indices, const Tensor& row_indices) {
+  check_pattern_tensors("pattern_mark", ccol_indices, row_indices, 0, "size", {});
+  return at::empty({kMarks}, ccol_indices.options().dtype(at::kDouble));
+}
+
+// A pattern need not be sound to have one.
+Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
+  Tensor marks = empty_mark(ccol_indices, row_indices);
+  const Tensor ccol = ccol_indices.contiguous(), row = row_indices.contiguous();
+  pattern_mark(ccol.const_data_ptr<std::int32_t>(), ccol.numel(), row.const_data_ptr<std::int32_t>(), row.numel(),
+               marks.mutable_data_ptr<double>());
+  return marks;
+}
+
 }  // namespace
 
 void check_pattern_tensors(const char* op, const Tensor& compressed, const Tensor& indices, std::int64_t size,
@@ -99,11 +113,13 @@ void check_pattern_content(const char* op, const Tensor& compressed, const Tenso
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
   m.impl("check_pattern", check_pattern_cpu);
   m.impl("transpose_pattern", transpose_pattern_cpu);
+  m.impl("pattern_mark", pattern_mark_cpu);
 }
 
 TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
   m.impl("check_pattern", check_pattern_meta);
   m.impl("transpose_pattern", transpose_pattern_meta);
+  m.impl("pattern_mark", empty_mark);
 }
 
 }  // namespace dendnorm::ops

@@ -132,8 +132,9 @@ TEST(SparseLinear, ASharedExcitabilityIsListedOnceAndItsGradientSummed) {
   torch::nn::Sequential model(first, second);
   EXPECT_EQ(model->parameters().size(), 5);  // two weights, two biases, one s
   EXPECT_EQ(dn::state_dict(*model).keys(),
-            (std::vector<std::string>{"0.weight", "0.bias", "0.ccol_indices", "0.row_indices", "0.norm.excitability",
-                                      "1.weight", "1.bias", "1.ccol_indices", "1.row_indices", "1.norm.excitability"}));
+            (std::vector<std::string>{"0.weight", "0.bias", "0.ccol_indices", "0.row_indices", "0.pattern_mark",
+                                      "0.norm.excitability", "1.weight", "1.bias", "1.ccol_indices", "1.row_indices",
+                                      "1.pattern_mark", "1.norm.excitability"}));
   const Tensor x = torch::rand({4, 9});
   first->forward(x).sum().backward();
   const Tensor alone = norm->excitability.grad().clone();
@@ -250,6 +251,8 @@ TEST(StateDict, WhatDoesNotFitLeavesTheModuleAsItWas) {
       {[](auto& s) { s["bias"] = torch::ones(5); }, {"bias", "[7]", "[5]"}},
       {[](auto& s) { s["norm.excitability"] = torch::ones(5); }, {"norm.excitability", "[7]", "[5]"}},
       {[](auto& s) { s.insert("more", torch::ones(1)); }, {"more"}},
+      {[](auto& s) { s["pattern_mark"][3] += 1; }, {"pattern_mark", "of another"}},
+      {[](auto& s) { s["pattern_mark"] = s["pattern_mark"].slice(0, 1); }, {"pattern_mark", "[8]", "[7]"}},
   };
   for (const auto& [damage, parts] : damages) {
     auto state = copied(other);
@@ -260,13 +263,35 @@ TEST(StateDict, WhatDoesNotFitLeavesTheModuleAsItWas) {
   }
 }
 
+TEST(StateDict, AMarkTellsPatternsApartAndMayBeAbsent) {
+  const auto layer = layer_of("joint"), same = layer_of("joint"), other = layer_of("joint", torch::kFloat, 5);
+  const Tensor mark = dn::state_dict(*layer)["pattern_mark"];
+  EXPECT_EQ(mark.scalar_type(), torch::kDouble);
+  EXPECT_EQ(mark.sizes(), (std::vector<int64_t>{8}));
+  EXPECT_TRUE(torch::equal(mark, dn::state_dict(*same)["pattern_mark"]));
+  EXPECT_FALSE(torch::equal(mark, dn::state_dict(*other)["pattern_mark"]));
+  dn::StateDict old;  // as version 0.1 wrote it
+  for (const auto& item : dn::state_dict(*other)) {
+    if (item.key() != "pattern_mark") old.insert(item.key(), item.value());
+  }
+  dn::load_state_dict(*layer, old);
+  EXPECT_TRUE(torch::equal(layer->row_indices, other->row_indices));
+  // Whole numbers below 2^8 are exact in 16 bits.
+  dn::StateDict cast;
+  for (const auto& item : dn::state_dict(*same)) {
+    cast.insert(item.key(), item.key() == "pattern_mark" ? item.value().to(torch::kBFloat16) : item.value());
+  }
+  dn::load_state_dict(*layer, cast);
+  EXPECT_TRUE(torch::equal(layer->row_indices, same->row_indices));
+}
+
 TEST(StateDict, DamagedFilesAreRefused) {
   const std::string path = testing::TempDir() + "dendnorm_state.safetensors";
   const auto layer = layer_of("joint");
   dn::save_state_dict(*layer, path);
   std::ifstream file(path, std::ios::binary);
   const std::string whole{std::istreambuf_iterator<char>(file), {}};
-  EXPECT_EQ(dn::read_state_dict(path).size(), 5);
+  EXPECT_EQ(dn::read_state_dict(path).size(), 6);
   const auto refused = [&](const std::string& bytes) {
     std::ofstream(path, std::ios::binary) << bytes;
     return holds(error_of([&] { dn::read_state_dict(path); }), {"path must name", path});
@@ -308,7 +333,7 @@ TEST(StateDict, AFileGetsTheModeOfTheUmaskOrKeepsItsOwn) {
   ASSERT_EQ(::chmod(path.c_str(), 0604), 0);
   dn::save_state_dict(*layer, path);
   EXPECT_EQ(mode(), 0604u);
-  EXPECT_EQ(dn::read_state_dict(path).size(), 5);
+  EXPECT_EQ(dn::read_state_dict(path).size(), 6);
   std::remove(path.c_str());
 }
 

@@ -236,6 +236,56 @@ TYPED_TEST(LayerNorm, AgreesWithTheRuleOfOneRow) {
   }
 }
 
+TEST(FactorOf, IsZeroOnlyInDeadRows) {
+  const double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+  for (const double e : {1.0, -2.0, 0.0, infinity, -infinity, nan}) EXPECT_EQ(factor_of(e, 0), 0);
+  EXPECT_EQ(factor_of(3, 0.5), 1.5);
+  EXPECT_EQ(factor_of(infinity, 0.5), infinity);
+  EXPECT_TRUE(std::isnan(factor_of(nan, 0.5)));
+}
+
+// Rows 0 and 2 are dead: without connections and, where b != 0, of zeros. Row 3 has a finite e where each has its own.
+TEST(DeadRows, AreZeroWhateverTheirExcitability) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  std::mt19937 random(6);
+  const Rows rows = shuffled_rows(random, {0, 3, 2, 3});
+  const auto of_row = [&](std::int64_t i, std::int32_t k) {
+    return static_cast<std::size_t>(rows.perm[rows.start[i] + k]);
+  };
+  for (const double special : {infinity, -infinity, std::numeric_limits<double>::quiet_NaN()}) {
+    for (const bool per_row : {false, true}) {
+      for (const double b : {0.0, 1.0}) {
+        std::vector<float> v{1, 2, 3, 4, 5, 6, 7, 8}, g(8, 1);
+        for (std::int32_t k = 0; k < 2; ++k) v[of_row(2, k)] = 0;
+        const auto e = static_cast<float>(special);
+        const std::vector<float> all{e, e, e, 2};
+        const cpu::Layer<float> layer{4,         {rows.start.data(), nullptr, rows.perm.data()},
+                                      v.data(),  {all.data(), per_row},
+                                      {1, b, 2}, cpu::threads_of(1)};
+        std::vector<float> first(4), second(4), w(8), dv(8);
+        std::vector<double> de(4);
+        cpu::row_factors(layer, first.data(), second.data());
+        cpu::effective_weight(layer, w.data());
+        cpu::norm_gradient(layer, g.data(), dv.data(), de.data());
+        EXPECT_EQ(first[0], 0);
+        EXPECT_EQ(de[0], 0);
+        EXPECT_FALSE(std::isfinite(first[1]));
+        EXPECT_FALSE(std::isfinite(w[of_row(1, 0)]));
+        for (const double part : de) EXPECT_TRUE(std::isfinite(part));
+        EXPECT_TRUE(b == 0 || first[2] == 0);
+        for (std::int32_t k = 0; k < 2 && b != 0; ++k) {
+          EXPECT_EQ(w[of_row(2, k)], 0);
+          EXPECT_EQ(dv[of_row(2, k)], 0);
+        }
+        for (std::int32_t k = 0; k < 3 && per_row; ++k) {
+          EXPECT_TRUE(std::isfinite(w[of_row(3, k)]));
+          EXPECT_TRUE(std::isfinite(dv[of_row(3, k)]));
+        }
+      }
+    }
+  }
+}
+
 TEST(RowFactors, SplitWhatOneFloatCannotHold) {
   std::mt19937 random(4);
   const Rows rows = shuffled_rows(random, {2, 2, 2});

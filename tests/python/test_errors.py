@@ -236,6 +236,33 @@ def test_a_pattern_without_its_values_is_refused_even_when_not_strict():
     assert_untouched(layer, before)
 
 
+def test_a_row_view_of_another_pattern_is_refused_by_every_op():
+    ops = torch.ops.dendnorm
+    mine, other = (SparseLinear(60, 40, nnz=300, norm="l0", seed=seed) for seed in (0, 1))
+    mixed = (mine.ccol_indices, mine.row_indices, *other.pattern[2:])
+    x, y, e, abp = torch.randn(2, 60), torch.randn(2, 40), mine.norm.excitability, (1.0, 0.0, 2.0)
+    weight = mine.weight.detach()
+    calls = {
+        "sparse_linear": (x, weight, None, e, *mixed, *abp),
+        "sparse_linear_backward": (y, x, weight, e, *mixed, *abp, [True] * 4),
+        "effective_weight": (weight, e, *mixed, *abp),
+        "effective_weight_backward": (weight, weight, e, *mixed, *abp, [True] * 2),
+        "sampled_product": (y, x, *mixed),
+    }
+    for name, arguments in calls.items():
+        with torch.no_grad(), pytest.raises(ValueError, match=rf"dendnorm::{name}: crow_indices.*views of different"):
+            getattr(ops, name)(*arguments)
+    with pytest.raises(ValueError, match="views of different patterns"):
+        functional.sparse_linear(x, weight, dendnorm.Pattern(*mixed))
+
+
+def test_views_without_connections_are_those_of_one_pattern():
+    layer = SparseLinear(6, 4, nnz=0, norm="joint")
+    assert torch.equal(layer(torch.randn(3, 6)), layer.bias.expand(3, -1))
+    layer(torch.randn(3, 6)).sum().backward()
+    assert layer.weight.grad.shape == (0,)
+
+
 def test_a_norm_cannot_be_shared_where_it_does_not_fit():
     variable = norms.l0(variable=True)
     SparseLinear(6, 4, nnz=10, norm=variable)

@@ -64,6 +64,31 @@ def test_sparse_linear_gradgradcheck_of_one_argument_alone(norm, needed):
     assert torch.autograd.gradgradcheck(run, (leaves[needed],))
 
 
+@every_norm
+def test_first_derivatives_have_the_same_bits_whether_or_not_their_own_may_be_asked_for(norm):
+    for dtype in (torch.float32, torch.float64):
+        pattern, x, weight, bias, e, abp = small_case(norm)
+        leaves = [
+            tensor.detach().to(dtype).requires_grad_() for tensor in (x, weight, bias, *([] if e is None else [e]))
+        ]
+        grad = torch.randn(pattern.nnz, dtype=dtype)
+
+        def run(x, weight, bias, e=None, pattern=pattern, abp=abp):
+            return ops.sparse_linear(x, weight, bias, e, *pattern.tensors, *abp).square().sum()
+
+        def scaled(x, weight, bias, e=None, pattern=pattern, abp=abp, grad=grad):
+            return (ops.effective_weight(weight, e, *pattern.tensors, *abp) * grad).sum()
+
+        for function in (run, scaled):
+            once, again = (
+                torch.autograd.grad(function(*leaves), leaves, create_graph=create, allow_unused=True)
+                for create in (False, True)
+            )
+            for mine, other in zip(once, again, strict=True):
+                assert (mine is None) == (other is None)
+                assert mine is None or torch.equal(mine, other)
+
+
 def test_a_zero_row_has_finite_second_derivatives():
     for norm in sorted(FAMILY):
         pattern, x, weight, bias, e, abp = small_case(norm)

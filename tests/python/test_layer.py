@@ -354,3 +354,20 @@ def test_info_tells_versions_build_and_devices():
     report = info.report()
     for word in ("dendnorm", "torch", "python", "build", "instruction set", "devices", "cuda"):
         assert word in report
+
+
+def test_the_mark_of_a_pattern_is_the_same_by_the_op_and_by_torch():
+    from dendnorm.nn.pattern import _mark_by_torch, mark_of
+
+    for nnz in (0, 1, 100, 7 * 33):
+        layer = SparseLinear(33, 7, nnz=nnz, norm="l0", seed=nnz)
+        saved = layer.ccol_indices, layer.row_indices
+        mark = torch.ops.dendnorm.pattern_mark(*saved)
+        assert mark.dtype == torch.float64
+        assert torch.equal(mark, _mark_by_torch(*saved))
+        assert torch.equal(mark, mark_of(*saved))
+        assert torch.equal(mark, layer.pattern_mark)
+    odd = torch.tensor([-1, 2**31 - 1, -(2**31), 5], dtype=torch.int32)
+    strided = torch.stack([odd, odd], 1)[:, 0]
+    assert torch.equal(torch.ops.dendnorm.pattern_mark(odd, strided), _mark_by_torch(odd, odd))
+    assert torch.ops.dendnorm.pattern_mark(odd.to("meta"), odd.to("meta")).shape == (8,)

@@ -226,3 +226,44 @@ def test_param_groups_decay_values_and_matrices_alone():
     assert {id(p) for p in stays["params"]} == {id(p) for p in others}
     assert (decays["weight_decay"], stays["weight_decay"]) == (1e-4, 0.0)
     torch.optim.AdamW([decays, stays], lr=0.1)
+
+
+@pytest.mark.parametrize("special", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("name", ["l0", "l0-variable", "lp:2", "joint"])
+@pytest.mark.parametrize("written_out", [False, True])
+def test_a_neuron_without_connections_gives_its_bias_whatever_its_excitability(name, special, written_out):
+    # Neuron 1 has no connections, and in neuron 3, a dead one where b != 0, all values are 0.
+    crow, col = torch.tensor([0, 2, 2, 4, 6]), torch.tensor([0, 2, 0, 1, 1, 2])
+    layer = SparseLinear.from_csr(crow, col, torch.ones(6), shape=(4, 3), bias=torch.arange(4.0), norm="l0")
+    pattern, (a, b, p, variable) = layer.pattern, TABLE[name]
+    p = 2.0 if p is None else p
+    dead = [1, 3] if b else [1]
+    values = torch.tensor([1.0, -2.0, 0.5, 3.0, 1.0, 2.0])[pattern.perm.argsort()]
+    values[pattern.row_indices == 3] = 0.0
+    e = torch.full((4,), 2.0) if variable else torch.tensor(special)
+    if variable:
+        e[[1, 3]] = special
+    x, weight, excitability = (tensor.requires_grad_() for tensor in (torch.randn(5, 3), values, e))
+    op = torch.ops.dendnorm.sparse_linear
+    out = op(x, weight, layer.bias, excitability, *pattern, float(a), float(b), p)
+    assert torch.equal(out[:, dead], layer.bias[dead].expand(5, -1))
+    assert torch.equal(
+        op(x.detach(), weight, None, excitability, *pattern, float(a), float(b), p)[:, dead],
+        out.new_zeros(5, len(dead)),
+    )
+    alive = [row for row in range(4) if row not in dead]
+    if not variable or not b:
+        assert not torch.isfinite(out[:, alive]).all()
+
+    # Through the dead neurons nothing comes back that is not a number.
+    loss = out[:, dead if not variable else [*dead, 0, 2]].sum()
+    dx, dv, de = torch.autograd.grad(loss, (x, weight, excitability), create_graph=written_out)
+    of_dead = torch.isin(pattern.row_indices, torch.tensor(dead))
+    assert torch.equal(dv[of_dead], torch.zeros(int(of_dead.sum())))
+    if variable and b:
+        for gradient in (dx, dv, de):
+            assert torch.isfinite(gradient).all()
+        assert torch.equal(de[dead], torch.zeros(len(dead)))
+    if written_out and variable and b:
+        second = torch.autograd.grad(dv[~of_dead].square().sum(), (weight, excitability), allow_unused=True)
+        assert torch.isfinite(second[0]).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo import compiled_autograd
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
 import dendnorm
@@ -86,6 +87,107 @@ def test_export():
     for batch in (4, 9):
         x = torch.randn(batch, 12)
         torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.feature("torch.compile keeps checks that return nothing")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_checks_survive_compilation(backend):
+    def view(*indices: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([0, 2, 2], dtype=torch.int32), torch.tensor(indices, dtype=torch.int32)
+
+    def csc(ccol: torch.Tensor, row: torch.Tensor) -> int:
+        return dendnorm.Pattern.from_csc(ccol, row, (4, 2)).nnz
+
+    def csr(crow: torch.Tensor, col: torch.Tensor) -> int:
+        return dendnorm.Pattern.from_csr(crow, col, (2, 4)).nnz
+
+    def direct(compressed: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        ops.check_pattern(compressed, indices, 4, "compressed", "indices")
+        return indices * 2
+
+    for function in (csc, csr, direct):
+        compiled = torch.compile(function, backend=backend, fullgraph=function is direct)
+        compiled(*view(1, 3))
+        for wrong in ((3, 1), (1, 4), (-1, 2)):
+            with pytest.raises((ValueError, RuntimeError), match="indices must be"):
+                compiled(*view(*wrong))
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def raising(status: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ops.raise_fault(status)
+        return x + 1
+
+    x = torch.ones(2, requires_grad=True)
+    clear = torch.tensor([2**63 - 1, 0, 0, 0])
+    raising(clear, x).sum().backward()
+    with pytest.raises(RuntimeError):
+        raising(torch.tensor([0, 0, 0, 0]), x)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_wrong_state_is_refused_in_a_compiled_function(backend):
+    layer = layer_of()
+    wrong = layer_of(seed=1).state_dict()
+    wrong["row_indices"] = wrong["row_indices"].flip(0)
+
+    @torch.compile(backend=backend)
+    def load(state: dict[str, torch.Tensor]) -> torch.Tensor:
+        layer.load_state_dict(state)
+        return layer.weight.sum()
+
+    with pytest.raises((ValueError, RuntimeError), match="indices"):
+        load(wrong)
+
+
+def test_an_exported_function_keeps_its_checks():
+    class Checked(torch.nn.Module):
+        def forward(self, compressed: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+            ops.check_pattern(compressed, indices, 4, "compressed", "indices")
+            return indices * 2
+
+    compressed = torch.tensor([0, 2, 2], dtype=torch.int32)
+    program = torch.export.export(Checked(), (compressed, torch.tensor([1, 3], dtype=torch.int32)))
+    for run in (program.module(), program.run_decompositions().module()):
+        with pytest.raises(RuntimeError, match="indices must be"):
+            run(compressed, torch.tensor([3, 1], dtype=torch.int32))
+
+
+# compiled autograd
+
+
+@pytest.mark.feature("compiled autograd over an eager forward, every norm")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("norm", ["none", "l0-variable", "joint"])
+def test_compiled_autograd_over_an_eager_forward(norm, backend):
+    layer = layer_of(norm)
+
+    def gradients(x: torch.Tensor) -> list[torch.Tensor]:
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        (layer(leaf).square().sum() + layer.effective_weight().pow(3).sum()).backward()
+        return [leaf.grad, *(parameter.grad.clone() for parameter in layer.parameters())]
+
+    for batch in (4, 4, 9, 13):  # traced, found again, with dynamic sizes
+        x = inputs(batch)
+        with compiled_autograd._enable(torch.compile(backend=backend, dynamic=True)):
+            got = gradients(x)
+        torch.testing.assert_close(got, gradients(x))
+
+
+def test_compiled_autograd_of_some_gradients_and_of_a_second_derivative():
+    layer, x = layer_of("joint"), inputs(4).requires_grad_()
+    layer.bias.requires_grad_(False)
+
+    def first() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(layer(x).pow(3).sum(), (x, layer.weight), create_graph=True)
+
+    wanted = torch.autograd.grad(sum(g.square().sum() for g in first()), (x, layer.norm.excitability))
+    under = first()
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        got = torch.autograd.grad(sum(g.square().sum() for g in under), (x, layer.norm.excitability))
+        (alone,) = torch.autograd.grad(layer(x).pow(3).sum(), (layer.weight,))
+    torch.testing.assert_close(got, wanted)
+    torch.testing.assert_close(alone, under[1].detach())
 
 
 # torch.func

@@ -10,63 +10,113 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <array>
+#include <cstddef>
 #include <memory>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "core/norm.h"
 #include "ops/layer.h"
 
 namespace dendnorm::ops {
 
-class SavedPattern {
+// What a node gives back. A rule has
+//
+//   kName           of its node, as PyTorch names its own
+//   kOperands       how many tensors it needs besides the pattern
+//   kInputs         how many the op's node leads back to
+//   kTraceable      whether a compiler may run it on tensors without values
+//   gradients(grads, saved, norm, mask)
+//
+// where grads are those of the op's results (undefined: 0), and mask tells which inputs' gradients are wanted.
+template <std::size_t operands>
+struct Saved {
+  std::array<at::Tensor, operands> operand;
+  Pattern pattern;
+};
+
+struct SparseLinearRule {  // operands: input, weight, excitability
+  static constexpr const char* kName = "SparseLinearBackward";
+  static constexpr std::size_t kOperands = 3, kInputs = 4;
+  static constexpr bool kTraceable = true;
+  static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
+                                                  const Saved<kOperands>& saved, const Norm& norm,
+                                                  std::array<bool, kInputs> mask);
+};
+
+struct EffectiveWeightRule {  // operands: weight, excitability
+  static constexpr const char* kName = "EffectiveWeightBackward";
+  static constexpr std::size_t kOperands = 2, kInputs = 2;
+  static constexpr bool kTraceable = true;
+  static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
+                                                  const Saved<kOperands>& saved, const Norm& norm,
+                                                  std::array<bool, kInputs> mask);
+};
+
+struct SampledProductRule {  // operands: rows, columns
+  static constexpr const char* kName = "SampledProductBackward";
+  static constexpr std::size_t kOperands = 2, kInputs = 2;
+  static constexpr bool kTraceable = true;
+  static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
+                                                  const Saved<kOperands>& saved, const Norm& norm,
+                                                  std::array<bool, kInputs> mask);
+};
+
+// The derivatives of the first two's: of the formula written out, which is only computed when they are asked for.
+
+struct SparseLinearBackwardRule {  // operands: grad_output, input, weight, excitability
+  static constexpr const char* kName = "SparseLinearBackwardBackward";
+  static constexpr std::size_t kOperands = 4, kInputs = 4;
+  static constexpr bool kTraceable = false;
+  static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
+                                                  const Saved<kOperands>& saved, const Norm& norm,
+                                                  std::array<bool, kInputs> mask);
+};
+
+struct EffectiveWeightBackwardRule {  // operands: grad, weight, excitability
+  static constexpr const char* kName = "EffectiveWeightBackwardBackward";
+  static constexpr std::size_t kOperands = 3, kInputs = 3;
+  static constexpr bool kTraceable = false;
+  static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
+                                                  const Saved<kOperands>& saved, const Norm& norm,
+                                                  std::array<bool, kInputs> mask);
+};
+
+template <class Rule>
+class RecordedNode : public torch::autograd::Node {
  public:
-  void save(const Pattern& pattern);
-  void reset_data();
+  void save(const std::array<at::Tensor, Rule::kOperands>& operands, const Pattern& pattern, const Norm& norm);
+
+  std::string name() const override { return Rule::kName; }
+  void release_variables() override;
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
+
+  // For compiled autograd: what a graph depends on, and this node as a call in a graph.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override;
+  torch::autograd::variable_list apply_with_saved(const torch::autograd::variable_list& grads,
+                                                  torch::dynamo::autograd::SwapSavedVariables& saved) override;
 
  private:
-  friend class UnpackedPattern;
-  std::array<torch::autograd::SavedVariable, 5> tensors_;
+  static constexpr std::size_t kSaved = Rule::kOperands + 5;
+
+  static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
+                                                  const std::array<at::Tensor, kSaved>& saved, const Norm& norm,
+                                                  std::array<bool, Rule::kInputs> mask);
+  static torch::autograd::variable_list gradients_of_packed(const std::vector<at::Tensor>& grads,
+                                                            const std::vector<c10::IValue>& packed);
+  std::array<at::Tensor, kSaved> unpacked() const;
+  std::array<bool, Rule::kInputs> mask() const;
+
+  std::array<torch::autograd::SavedVariable, kSaved> saved_;
+  Norm norm_;
 };
 
-// A saved pattern for as long as it is used.
-class UnpackedPattern {
- public:
-  explicit UnpackedPattern(const SavedPattern& saved);
-  Pattern view() const { return {tensors_[0], tensors_[1], tensors_[2], tensors_[3], tensors_[4]}; }
-
- private:
-  std::array<at::Tensor, 5> tensors_;
-};
-
-struct SparseLinearNode : torch::autograd::Node {
-  torch::autograd::SavedVariable input, weight, excitability;
-  SavedPattern pattern;
-  Norm norm;
-
-  std::string name() const override { return "SparseLinearBackward"; }
-  void release_variables() override;
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-};
-
-struct EffectiveWeightNode : torch::autograd::Node {
-  torch::autograd::SavedVariable weight, excitability;
-  SavedPattern pattern;
-  Norm norm;
-
-  std::string name() const override { return "EffectiveWeightBackward"; }
-  void release_variables() override;
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-};
-
-struct SampledProductNode : torch::autograd::Node {
-  torch::autograd::SavedVariable rows, columns;
-  SavedPattern pattern;
-
-  std::string name() const override { return "SampledProductBackward"; }
-  void release_variables() override;
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& grads) override;
-};
+extern template class RecordedNode<SparseLinearRule>;
+extern template class RecordedNode<EffectiveWeightRule>;
+extern template class RecordedNode<SampledProductRule>;
+extern template class RecordedNode<SparseLinearBackwardRule>;
+extern template class RecordedNode<EffectiveWeightBackwardRule>;
 
 template <class Node>
 auto make_node() {
@@ -81,21 +131,24 @@ auto make_node() {
 }
 
 // What `compute` gives, without a record of how, and a node that leads from it back to `inputs` where one of them needs
-// a gradient. `save` gives the node what it needs for that.
-template <class Node, class Save, class Compute, class... Inputs>
-at::Tensor recorded(Save save, Compute compute, const Inputs&... inputs) {
-  decltype(make_node<Node>()) node;
+// a gradient. `save` gives the node what it needs for that; `results` lists the tensors of what was computed, undefined
+// ones in the places of those without derivatives.
+template <class Rule, class Save, class Compute, class Results, class... Inputs>
+auto recorded(Save save, Compute compute, Results results, const Inputs&... inputs) {
+  decltype(make_node<RecordedNode<Rule>>()) node;
   if (torch::autograd::compute_requires_grad(inputs...)) {
-    node = make_node<Node>();
+    node = make_node<RecordedNode<Rule>>();
     node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
     save(*node);
   }
-  at::Tensor output;
-  {
+  auto output = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
-    output = compute();
+    return compute();
+  }();
+  if (node) {
+    const auto differentiable = results(output);
+    torch::autograd::set_history(differentiable, node);
   }
-  if (node) torch::autograd::set_history(output, node);
   return output;
 }
 

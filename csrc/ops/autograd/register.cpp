@@ -1,11 +1,14 @@
 // Derivatives of any order.
 //
-// First derivatives are ops themselves (sparse_linear_backward, effective_weight_backward). Where a derivative of a
-// derivative is asked for, or a forward-mode one, those ops are written out in differentiable ones instead.
+// First derivatives are ops themselves (sparse_linear_backward, effective_weight_backward), with the same bits whether
+// or not their own derivatives may be asked for. Those, and forward-mode ones, are of the formulas written out in
+// differentiable ops.
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
 #include <array>
+#include <tuple>
+#include <vector>
 
 #include "ops/autograd/nodes.h"
 #include "ops/autograd/tangents.h"
@@ -17,9 +20,19 @@ namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
-using torch::autograd::compute_requires_grad;
 
-torch::autograd::SavedVariable saved(const Tensor& tensor) { return torch::autograd::SavedVariable(tensor, false); }
+constexpr auto itself = [](const Tensor& result) -> const Tensor& { return result; };
+
+// Those that are wanted; an op's others are without entries.
+template <std::size_t n, class Tuple>
+std::vector<Tensor> wanted(const Tuple& results, std::array<bool, n> mask) {
+  return std::apply(
+      [&](const auto&... all) {
+        std::size_t i = 0;
+        return std::vector<Tensor>{(mask[i++] ? all : Tensor())...};
+      },
+      results);
+}
 
 Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                      const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
@@ -27,60 +40,52 @@ Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTe
     return sparse_linear_with_tangents(input, weight, bias, excitability, pattern, norm);
   }
   const Tensor shift = or_undefined(bias), e = or_undefined(excitability);
-  return recorded<SparseLinearNode>(
-      [&](SparseLinearNode& node) {
-        node.input = saved(input);
-        node.weight = saved(weight);
-        node.excitability = saved(e);
-        node.pattern.save(pattern);
-        node.norm = norm;
-      },
-      [&] { return call_sparse_linear(input, weight, bias, excitability, pattern, norm); }, input, weight, shift, e);
+  return recorded<SparseLinearRule>(
+      [&](auto& node) { node.save({input, weight, e}, pattern, norm); },
+      [&] { return call_sparse_linear(input, weight, bias, excitability, pattern, norm); }, itself, input, weight,
+      shift, e);
 }
 
 Tensor4 sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
                                std::array<bool, 4> mask) {
-  if (compute_requires_grad(grad_output, input, weight, or_undefined(excitability)) ||
-      any_tangent(grad_output, input, weight, excitability)) {
+  if (any_tangent(grad_output, input, weight, excitability)) {
     return written_out_backward(grad_output, input, weight, excitability, pattern, norm, mask);
   }
-  at::AutoDispatchBelowADInplaceOrView below;
-  return call_sparse_linear_backward(grad_output, input, weight, excitability, pattern, norm, mask);
+  const Tensor e = or_undefined(excitability);
+  return recorded<SparseLinearBackwardRule>(
+      [&](auto& node) { node.save({grad_output, input, weight, e}, pattern, norm); },
+      [&] { return call_sparse_linear_backward(grad_output, input, weight, excitability, pattern, norm, mask); },
+      [&](const Tensor4& results) { return wanted<4>(results, {mask[0], mask[1], mask[2], mask[3] && e.defined()}); },
+      grad_output, input, weight, e);
 }
 
 Tensor effective_weight(const Tensor& weight, const OptionalTensor& excitability, const Pattern& pattern,
                         const Norm& norm) {
   if (any_tangent(weight, excitability)) return WrittenOut(weight, excitability, pattern, norm).weight(weight);
   const Tensor e = or_undefined(excitability);
-  return recorded<EffectiveWeightNode>(
-      [&](EffectiveWeightNode& node) {
-        node.weight = saved(weight);
-        node.excitability = saved(e);
-        node.pattern.save(pattern);
-        node.norm = norm;
-      },
-      [&] { return call_effective_weight(weight, excitability, pattern, norm); }, weight, e);
+  return recorded<EffectiveWeightRule>([&](auto& node) { node.save({weight, e}, pattern, norm); },
+                                       [&] { return call_effective_weight(weight, excitability, pattern, norm); },
+                                       itself, weight, e);
 }
 
 Tensor2 effective_weight_backward(const Tensor& grad, const Tensor& weight, const OptionalTensor& excitability,
                                   const Pattern& pattern, const Norm& norm, std::array<bool, 2> mask) {
-  if (compute_requires_grad(grad, weight, or_undefined(excitability)) || any_tangent(grad, weight, excitability)) {
+  if (any_tangent(grad, weight, excitability)) {
     return WrittenOut(weight, excitability, pattern, norm).gradient(grad, weight, excitability, mask);
   }
-  at::AutoDispatchBelowADInplaceOrView below;
-  return call_effective_weight_backward(grad, weight, excitability, pattern, norm, mask);
+  const Tensor e = or_undefined(excitability);
+  return recorded<EffectiveWeightBackwardRule>(
+      [&](auto& node) { node.save({grad, weight, e}, pattern, norm); },
+      [&] { return call_effective_weight_backward(grad, weight, excitability, pattern, norm, mask); },
+      [&](const Tensor2& results) { return wanted<2>(results, {mask[0], mask[1] && e.defined()}); }, grad, weight, e);
 }
 
 Tensor sampled_product(const Tensor& rows, const Tensor& columns, const Pattern& pattern) {
   if (any_tangent(rows, columns)) return sampled_product_with_tangents(rows, columns, pattern);
-  return recorded<SampledProductNode>(
-      [&](SampledProductNode& node) {
-        node.rows = saved(rows);
-        node.columns = saved(columns);
-        node.pattern.save(pattern);
-      },
-      [&] { return call_sampled_product(rows, columns, pattern); }, rows, columns);
+  return recorded<SampledProductRule>([&](auto& node) { node.save({rows, columns}, pattern, Norm{}); },
+                                      [&] { return call_sampled_product(rows, columns, pattern); }, itself, rows,
+                                      columns);
 }
 
 }  // namespace

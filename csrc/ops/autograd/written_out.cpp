@@ -68,8 +68,9 @@ WrittenOut::WrittenOut(const Tensor& v, const OptionalTensor& e, const Pattern& 
     length = unit * at::where(counts > 0, sum, at::ones_like(sum)).pow(1 / norm.p);
     inverse = inverse * length.pow(-norm.b);
   }
-  inverse_d = at::where(alive, inverse, at::zeros_like(inverse));
-  factor = given(e) ? *e * inverse_d : inverse_d;
+  const Tensor zero = at::zeros_like(inverse);
+  inverse_d = at::where(alive, inverse, zero);
+  factor = given(e) ? at::where(alive, *e * inverse_d, zero) : inverse_d;
 }
 
 Tensor WrittenOut::sum_by_row(const Tensor& t) const { return product(ones, t, pattern).select(0, 0); }

@@ -67,6 +67,13 @@ def mark_of(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tens
     """
     if ccol_indices.is_meta or row_indices.is_meta:
         return torch.empty(MARKS, dtype=torch.float64, device="meta")
+    if ccol_indices.device.type == "cpu" and ccol_indices.dtype == row_indices.dtype == torch.int32:
+        return _ops.pattern_mark(ccol_indices, row_indices)
+    return _mark_by_torch(ccol_indices, row_indices)
+
+
+def _mark_by_torch(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
+    """The numbers of ``dendnorm::pattern_mark`` on any device."""
     mixed = _mixed(ccol_indices, 1) + _mixed(row_indices, 2)
     return ((mixed >> torch.arange(0, 64, 8, device=mixed.device)) & 0xFF).double()
 

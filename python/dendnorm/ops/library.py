@@ -27,6 +27,7 @@ __all__ = [
     "excise",
     "excitability_start",
     "has_kernel",
+    "pattern_mark",
     "raise_fault",
     "raw_values",
     "replace_connections",
@@ -47,6 +48,7 @@ effective_weight_backward = torch.ops.dendnorm.effective_weight_backward.default
 sampled_product = torch.ops.dendnorm.sampled_product.default
 check_pattern = torch.ops.dendnorm.check_pattern.default
 transpose_pattern = torch.ops.dendnorm.transpose_pattern.default
+pattern_mark = torch.ops.dendnorm.pattern_mark.default
 empty_positions = torch.ops.dendnorm.empty_positions.default
 counter_normal = torch.ops.dendnorm.counter_normal.default
 weakest = torch.ops.dendnorm.weakest.default
@@ -56,6 +58,20 @@ carry_ = torch.ops.dendnorm.carry_.default
 assign_ = torch.ops.dendnorm.assign_.default
 raise_fault = torch.ops.dendnorm.raise_fault.default
 raw_values = torch.ops.dendnorm.raw_values.default
+
+
+def _keep(check: torch._ops.OpOverload) -> None:
+    """Compilers drop an op that returns nothing and changes nothing, unless it is said to have an effect: to raise."""
+    try:
+        from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+
+        _register_effectful_op(check, _EffectType.ORDERED)
+    except (ImportError, AttributeError):  # private names, which may move
+        torch.fx.node.has_side_effect(check)
+
+
+_keep(check_pattern)
+_keep(raise_fault)
 
 
 def has_kernel(op: str, device: torch.device) -> bool:
