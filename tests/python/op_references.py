@@ -138,6 +138,22 @@ def transpose_pattern(compressed, indices, size, sound=False) -> Expected:
     return other.crow_indices, other.col_indices, other.perm
 
 
+def pattern_mark(ccol_indices, row_indices) -> Expected:
+    """The bytes of a sum of splitmix64 (S. Vigna) over positions and values, in Python's whole numbers."""
+
+    def mixed(values, salt):
+        total = 0
+        for k, value in enumerate(values.tolist()):
+            z = ((k << 32 | value) + salt) * 0x9E3779B97F4A7C17 % 2**64
+            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+            total += z ^ z >> 31
+        return total
+
+    mark = (mixed(ccol_indices, 1) + mixed(row_indices, 2)) % 2**64
+    return (torch.tensor([mark >> 8 * byte & 0xFF for byte in range(8)], dtype=torch.float64),)
+
+
 # Rewiring
 
 

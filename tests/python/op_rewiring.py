@@ -50,6 +50,11 @@ def transpose_pattern(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sampl
     return looked_at_or_not([{n: sample[n] for n in names} for sample in check_pattern(norm, dtype, shape)])
 
 
+def pattern_mark(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    return [{"ccol_indices": sample["compressed"], "row_indices": sample["indices"]}
+            for sample in check_pattern(norm, dtype, shape)]  # fmt: skip
+
+
 def weakest(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
     rng = np.random.default_rng(0)
     nnz = shape.pattern().nnz
@@ -205,6 +210,16 @@ OPS: dict[str, Op] = {
         vmap=(("compressed", "indices"),),
         errors=of_pattern("compressed", "indices", "size"),
         strided=("compressed", "indices"),
+    ),
+    "pattern_mark": Op(
+        samples=pattern_mark,
+        reference=references.pattern_mark,
+        errors={
+            "ccol_indices of int64": Wrong(put("ccol_indices", torch.Tensor.long), ("ccol_indices must", "int32")),
+            "row_indices of int64": Wrong(put("row_indices", torch.Tensor.long), ("row_indices must", "int32")),
+            "row_indices a matrix": Wrong(put("row_indices", lambda t: t[None]), ("row_indices must be one-dim",)),
+        },
+        strided=("ccol_indices", "row_indices"),
     ),
     "weakest": Op(
         samples=weakest,
