@@ -3,7 +3,8 @@
 # install, and system packages through apt-get where it may. CONTRIBUTING.md says more.
 
 PYTHON ?= python3
-TORCH ?= torch>=2.11,<2.15
+# The latest that the whole suite has run on; TORCH="torch==2.14.*" names another.
+TORCH ?= torch>=2.11,<2.14
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
