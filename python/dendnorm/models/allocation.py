@@ -35,15 +35,17 @@ def allocate(
         raise TypeError(f"density must be a number, got {density!r}")
     elif not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
+    # Where epsilon is given, density plays no part.
+    share = 0.0 if density is None else density
     positions = {name: math.prod(shape) for name, shape in shapes.items()}
     if distribution == "uniform":
-        return {name: round(density * count) for name, count in positions.items()}
+        return {name: round(share * count) for name, count in positions.items()}
     # Of "er", density * positions = (M + N) * kernel size: a kernel counts as many connections of two units.
     scale = {name: sum(shape) if distribution == "erk" else sum(shape[:2]) * math.prod(shape[2:])
              for name, shape in shapes.items()}  # fmt: skip
     if epsilon is not None:
         return {name: min(round(epsilon * scale[name]), count) for name, count in positions.items()}
-    total = round(density * sum(positions.values()))
+    total = round(share * sum(positions.values()))
     return _whole(_capped(scale, positions, total), positions, total)
 
 

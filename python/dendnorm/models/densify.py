@@ -67,10 +67,10 @@ def _dense(layers: dict[int, SparseLinear]) -> dict[int, nn.Linear]:
         linear = layer.to_dense()
         weight = layer.weight
         linear.weight.requires_grad_(weight.requires_grad)
-        pattern = tuple(layer.row_indices.tolist()) if _shared(weight, layer, layers) else None
+        pattern = tuple(layer.row_indices.tolist()) if not weight.is_meta and _shared(weight, layer, layers) else None
         if pattern is not None:
             same = (id(weight), id(layer.norm), tuple(layer.ccol_indices.tolist()), pattern)
-            linear.weight = weights.setdefault(same, linear.weight)
+            linear.weight = weights.setdefault(same, nn.Parameter(linear.weight, linear.weight.requires_grad))
         if layer.bias is not None:
             linear.bias.requires_grad_(layer.bias.requires_grad)
             bias = linear.bias

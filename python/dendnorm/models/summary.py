@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import nn
@@ -114,7 +114,7 @@ class Summary(Sequence):
         return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def _size(count: int) -> str:
+def _size(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024 or unit == "GiB":
             return f"{count:.4g} {unit}"
@@ -138,13 +138,14 @@ def summary(model: nn.Module, input_shape: Sequence[int] | torch.Tensor | None =
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     counted = None if input_shape is None else _measure(model, _inputs(model, input_shape))
-    rows, seen = [], set()
+    rows: list[ModuleSummary] = []
+    seen: set[int] = set()
     for name, module in model.named_modules():
         cost = None if counted is None else counted[module]
         holds = any(True for _ in module.parameters(recurse=False)) or (cost is not None and cost[0] > 0)
         if holds and not isinstance(module, Norm):  # a norm is part of its layer
             rows.append(_row(name, module, seen, cost))
-    columns = {
+    columns: dict[str, Any] = {
         field: None if any(getattr(row, field) is None for row in rows) else sum(getattr(row, field) for row in rows)
         for field in ("connections", "positions", "value_bytes", "index_bytes", "dense_bytes", "flops", "dense_flops")
     }
@@ -157,21 +158,23 @@ def _row(name: str, module: nn.Module, seen: set[int], counted: tuple[int, int] 
         seen.update(fresh)
         return sum(tensor.numel() * tensor.element_size() for tensor in fresh.values())
 
-    sparse = isinstance(module, SparseLinear)
-    own = list(module.parameters(recurse=sparse))  # a sparse layer's with its excitability
+    own = list(module.parameters(recurse=isinstance(module, SparseLinear)))  # a sparse layer's with its excitability
     buffers = list(module.buffers(recurse=False))
     floating = [buffer for buffer in buffers if buffer.is_floating_point() or buffer.is_complex()]
     values = new_bytes(own + floating)
     indices = new_bytes([buffer for buffer in buffers if not any(buffer is other for other in floating)])
-    connections = module.nnz if sparse else sum(tensor.numel() for tensor in own if tensor.dim() >= 2)
+    connections = sum(tensor.numel() for tensor in own if tensor.dim() >= 2)
     positions, dense_bytes = connections, values + indices
-    if sparse:
+    if isinstance(module, SparseLinear):
+        connections = module.nnz
         positions = module.in_features * module.out_features
         biases = 0 if module.bias is None else module.out_features
         dense_bytes = (positions + biases) * module.weight.element_size()
+    flops: int | None
+    dense: int | None
     if counted is not None:
         flops, dense = counted
-    elif sparse or isinstance(module, nn.Linear):
+    elif isinstance(module, (SparseLinear, nn.Linear)):
         flops, dense = 2 * connections, 2 * positions
     else:  # what has no connections multiplies no matrices
         flops = dense = 0 if connections == 0 else None
