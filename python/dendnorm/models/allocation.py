@@ -36,6 +36,8 @@ def allocate(
         raise TypeError(f"density must be a number, got {density!r}")
     elif not 0 < density <= 1:
         raise ValueError(f"density must be in (0, 1], got {density}")
+    # Where epsilon is given, density plays no part.
+    share = 0.0 if density is None else density
     positions = {name: math.prod(shape) for name, shape in shapes.items()}
     share = 0.0 if density is None else float(density)
     if distribution == "uniform":
