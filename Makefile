@@ -1,4 +1,4 @@
-# `make demo` trains networks and draws a picture; `make test` runs every test, `make test-fast` those to run after each
+# `make demo` compares networks and draws a picture; `make test` runs every test, `make test-fast` those to run after each
 # edit; `make docs` makes the site. Each makes what it needs: a virtual environment in .venv with everything that pip can
 # install, and system packages through apt-get where it may. CONTRIBUTING.md says more.
 
@@ -55,7 +55,7 @@ $(VENV)/.built: $(SOURCES) | $(VENV)/.tools
 
 # DATA=folder trains on the Fashion-MNIST or MNIST files that it holds.
 demo: $(VENV)/.train $(VENV)/.built
-	$(VENV)/bin/dendnorm train --out demo --overwrite $(if $(DATA),--root '$(DATA)',--epochs 30) $(ARGS)
+	$(VENV)/bin/dendnorm demo --out demo --overwrite $(if $(DATA),--root '$(DATA)') $(ARGS)
 
 # About 5 GB, once. A failure is run_all's to report: the other tests run all the same.
 $(CUDA_VENV)/.ready:

@@ -17,8 +17,9 @@ __all__ = ["PANELS", "curves", "draw_panel", "legend_of_curves"]
 PANELS = {"train_cost": ("training cost", 1), "test_accuracy": ("test accuracy (%)", 100)}  # label, and scale
 
 
-def draw_panel(axes: Axes, summary: Mapping[str, dict[str, Any]], quantity: str, chosen: Mapping[str, str]) -> None:
-    """Mean over trials against epochs for every norm, before and after rewiring, shaded by one standard deviation.
+def draw_panel(axes: Axes, summary: Mapping[str, dict[str, Any]], quantity: str, chosen: Mapping[str, str],
+               phases: Sequence[str] = tuple(STYLES)) -> None:  # fmt: skip
+    """Mean over trials against epochs for every norm and phase of rewiring, shaded by one standard deviation.
 
     Args:
         quantity: a key of ``PANELS``.
@@ -26,10 +27,10 @@ def draw_panel(axes: Axes, summary: Mapping[str, dict[str, Any]], quantity: str,
     """
     label, factor = PANELS[quantity]
     for norm, entry in summary.items():
-        for phase, style in STYLES.items():
+        for phase in phases:
             mean, spread = ([factor * value for value in entry[phase][quantity][part]] for part in ("mean", "std"))
             low, high = ([m + sign * s for m, s in zip(mean, spread, strict=True)] for sign in (-1, 1))
-            axes.plot(entry["epochs"], mean, style, color=chosen[norm], linewidth=1.5,
+            axes.plot(entry["epochs"], mean, STYLES[phase], color=chosen[norm], linewidth=1.5,
                       marker="o" if len(mean) < 3 else None, markersize=3)  # fmt: skip
             axes.fill_between(entry["epochs"], low, high, color=chosen[norm], alpha=0.13, linewidth=0)
     axes.set(xlabel="epoch", ylabel=label)

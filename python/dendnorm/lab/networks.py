@@ -105,8 +105,13 @@ def start_std(layer: SparseLinear, settings: Settings) -> float:
     return math.sqrt(2 / afferents) / abs(factor)
 
 
-def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int) -> SET:
-    """SET with the settings' share, and new values as in the paper, or with the layer's spread (``matched``)."""
+def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int) -> SET | None:
+    """SET with the settings' share, and new values as in the paper, or with the layer's spread (``matched``).
+
+    None for a network without sparse layers.
+    """
+    if not any(isinstance(module, SparseLinear) for module in model.modules()):
+        return None
     falls = settings.zeta_schedule == "cosine"
     zeta = schedules.Cosine(settings.zeta, settings.epochs) if falls else settings.zeta
     values = grow.Random(start="matched" if settings.matched else "normal")

@@ -126,6 +126,7 @@ def train_network(
     device: torch.device,
     tick: Callable[[int, float], None],
     finished: Callable[[dict[str, Any]], None] = lambda entry: None,
+    build: Callable[..., nn.Sequential] = build_network,
 ) -> None:
     """Train one network: fills record["epochs"] epoch by epoch, so that an interrupted run keeps what it has.
 
@@ -134,13 +135,14 @@ def train_network(
         data: on `device`.
         tick: told the steps done since the last call, and the loss.
         finished: told the entry of each finished epoch.
+        build: makes the network, given what ``networks.build_network`` is.
 
     Raises:
         FloatingPointError: the cost is not finite any more.
     """
     seed = record["seed"]
     torch.manual_seed(seed)  # dropout's
-    model = build_network(data.image_shape, len(data.classes), settings, record["norm"], seed, device)
+    model = build(data.image_shape, len(data.classes), settings, record["norm"], seed, device)
     descent = Descent(model, settings)
     rewire = rewirer(model, descent.optimizer, settings, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -162,7 +164,7 @@ def train_network(
         train_epoch(model, descent, data, settings, epoch, generator, guarded)
         entry: dict[str, Any] = {"epoch": epoch, "seconds": time.perf_counter() - start}
         for phase in PHASES:
-            if phase == "after":
+            if phase == "after" and rewire is not None:
                 rewire.step()
             train = evaluate(model, data.train_inputs, data.train_targets, data.scale)
             test = evaluate(model, data.test_inputs, data.test_targets, data.scale)

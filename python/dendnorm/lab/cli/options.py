@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from typing import Any
 
@@ -32,10 +32,16 @@ class Listed(argparse.Action):
         setattr(namespace, self.dest, held)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of ``Settings``; what is not given is not in the namespace."""
+def add_settings(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """An option for every field of ``Settings``; what is not given is not in the namespace.
+
+    Args:
+        only: the fields that have one.
+    """
     types = typing.get_type_hints(Settings)
     for described in fields(Settings):
+        if only is not None and described.name not in only:
+            continue
         option = option_of(described)
         flags = option.flags or ("--" + described.name.replace("_", "-"),)
         parser.add_argument(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from ..search import Grid
 from ..settings import Settings
-from .search import Grid
 
 __all__ = ["EXPERIMENTS", "Experiment", "Panel"]
 

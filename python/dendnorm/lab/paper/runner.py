@@ -16,9 +16,9 @@ from .. import data as data_module
 from .. import trials as trial_runner
 from ..report import open_folder, write_text
 from ..results import summarise
+from ..search import SEARCHED, search
 from .catalogue import EXPERIMENTS, Panel
 from .figures import FIGURES
-from .search import SEARCHED, search
 from .tables import table
 
 __all__ = ["collect", "run"]

@@ -11,10 +11,10 @@ import torch
 from ..data import COIL_SOURCE
 from ..report import markdown_table
 from ..results import PHASES, failures, label, mean_and_deviation
+from ..search import SEARCHED
 from ..settings import words
 from .catalogue import EXPERIMENTS
 from .panels import finished, marks
-from .search import SEARCHED
 
 __all__ = ["table"]
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import trials
-from ..settings import Settings
+from . import trials
+from .settings import Settings
 
-__all__ = ["SEARCHED", "Grid", "search"]
+__all__ = ["SEARCHED", "Grid", "pick", "search"]
 
 SEARCHED = ("lr", "s", "dropout")  # the settings that a grid chooses
 
@@ -51,8 +52,19 @@ def search(
         return settings, []
     candidates = grid.candidates(settings, norm)
     jobs = [trials.Job(candidate, norm, 0) for candidate in candidates]
+    return pick(settings, candidates, trials.run(jobs, folder, workers, progress))
+
+
+def pick(
+    settings: Settings, candidates: Sequence[Settings], records: Sequence[Mapping[str, Any]]
+) -> tuple[Settings, list[dict[str, Any]]]:
+    """The settings with what the best candidate has, and what every candidate reached on held-out examples.
+
+    Args:
+        records: of each candidate, what ``train.train_network`` filled. A network that failed is not picked.
+    """
     points = []
-    for candidate, record in zip(candidates, trials.run(jobs, folder, workers, progress), strict=True):
+    for candidate, record in zip(candidates, records, strict=True):
         failed = "failed" in record
         accuracy = None if failed else record["epochs"][-1]["before"]["test_accuracy"]
         points.append({name: getattr(candidate, name) for name in SEARCHED} | {"validation_accuracy": accuracy})
