@@ -144,7 +144,7 @@ def pattern_mark(ccol_indices, row_indices) -> Expected:
     def mixed(values, salt):
         total = 0
         for k, value in enumerate(values.tolist()):
-            z = ((k << 32 | value) + salt) * 0x9E3779B97F4A7C17 % 2**64
+            z = ((k << 32 | value) + salt) * 0x9E3779B97F4A7C15 % 2**64
             z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
             z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
             total += z ^ z >> 31

@@ -222,6 +222,7 @@ def test_opcheck_with_gradients(name, norm):
 
 @over([(name, norm) for name, norm in TYPICAL if OPS[name].traced], quick=("none", "joint"))
 def test_compiled_equals_eager(name, norm):
+    torch._dynamo.reset()  # or the functions below, one code for all ops, would be compiled anew too often
     sample = small(name, norm)[0]
     if OPS[name].writes is not None:
         compiled = torch.compile(lambda sample: (getattr(ops, name)(**sample), sample)[1], fullgraph=True, backend=AOT)

@@ -58,6 +58,7 @@ def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None)
         for layer in layers.values():
             for tensor in [*layer.parameters(), *layer.buffers()]:
                 dist.broadcast(tensor, group=process_group, group_src=0)
+            layer._adopt()  # a broadcast is a write that nothing counts
     for parameter in kept:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(average)

@@ -43,12 +43,15 @@ def build_network(
     spread = 0.0 if settings.matched else 1.0  # of biases
     layer_norms = _norms(norm, settings)
     for index, (width, layer_norm) in enumerate(zip(settings.hidden, layer_norms, strict=True)):
+        if norm == "none":  # with the gain that draws its values from N(0, 1), as the others'
+            afferents = round(settings.epsilon * features * width) / width
+            layer_norm = norms.Norm(0, 0, gain=math.sqrt(max(afferents, 1)))
         layer = SparseLinear(
             features, width, density=settings.epsilon, norm=layer_norm, seed=seed * 1000 + index, device=device
         )
         _draw_normal(layer.bias, generator, spread)
         with torch.no_grad():
-            layer.weight.mul_(start_std(layer, settings) / layer.norm.deviation(layer.nnz / layer.out_features))
+            layer.weight.mul_(start_std(layer, settings))
         layers += [layer, ACTIVATIONS[settings.activation](width).to(device)]
         if settings.dropout:
             layers.append(nn.Dropout(settings.dropout))

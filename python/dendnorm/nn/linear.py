@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from .._arguments import connections, features, seed_of, value_dtype
 from ..ops import library as _ops
@@ -222,6 +223,16 @@ class SparseLinear(SparseLayer):
         return cls._of(pattern, effective, bias, norm)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if is_compiling():
+            return self._product(input)
+        try:
+            return self._product(input)
+        except ValueError as error:
+            if "views of different patterns" not in str(error) or not self._was_overwritten():
+                raise
+        return self._product(input)
+
+    def _product(self, input: torch.Tensor) -> torch.Tensor:
         # Module attributes are slow to look up, and a small layer's call is mostly that.
         norm: Any = self._modules["norm"]
         buffers = self._buffers
