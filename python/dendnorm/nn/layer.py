@@ -179,7 +179,7 @@ class SparseLayer(nn.Module):
         return tables
 
     def _was_overwritten(self) -> bool:
-        """Derive anew what was written in a way that nothing counts: under inference mode, by a collective, by NumPy."""
+        """Derive anew what was written in ways that nothing counts: under inference mode, by a collective, by NumPy."""
         ccol, row = self._buffers["ccol_indices"], self._buffers["row_indices"]
         if not (_is_plain(ccol) and _is_plain(row)):
             return False
