@@ -1,5 +1,6 @@
 #include "ops/autograd/nodes.h"
 
+#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/dynamo/compiled_autograd.h>
 
@@ -53,10 +54,7 @@ variable_list gradients_through(Formula formula, const variable_list& grads, con
   for (std::size_t i = 0; i < n; ++i) {
     if (!operands[i].defined()) continue;
     stand_ins[i] = operands[i].alias();
-    if (!mask[i]) continue;
-    // As in a compiled graph, which has the values only.
-    if (!stand_ins[i].requires_grad()) stand_ins[i].set_requires_grad(true);
-    asked.push_back(stand_ins[i]);
+    if (mask[i]) asked.push_back(stand_ins[i]);
   }
   const variable_list results = formula(stand_ins);
   variable_list reached, given;
@@ -177,6 +175,8 @@ variable_list RecordedNode<Rule>::apply(variable_list&& grads) {
 
 template <class Rule>
 void RecordedNode<Rule>::compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const {
+  TORCH_CHECK_NOT_IMPLEMENTED(Rule::kCompiled, "dendnorm: compiled autograd does not take ", name(),
+                              ", the derivative of a gradient; call this backward outside of it");
   for (const auto& tensor : saved_) args.collect(tensor, false);
   args.collect(norm_.a);
   args.collect(norm_.b);
@@ -219,7 +219,7 @@ variable_list RecordedNode<Rule>::apply_with_saved(const variable_list& grads,
   // Bound once: a graph that is traced anew then calls the same function, and its compiler knows it.
   static const std::string function =
       compiler->bind_function(saved.get_py_compiler(), std::string("Dendnorm") + Rule::kName, gradients_of_packed,
-                              types, /*is_custom_function=*/true, Rule::kTraceable);
+                              types, /*is_custom_function=*/true, /*is_traceable=*/true);
   variable_list result =
       compiler->call_function(saved.get_py_compiler(), "apply_functional", function, grads, args.vec(), metadata);
   for (auto& tensor : saved_) saved.after(tensor);

@@ -26,7 +26,7 @@ namespace dendnorm::ops {
 //   kName           of its node, as PyTorch names its own
 //   kOperands       how many tensors it needs besides the pattern
 //   kInputs         how many the op's node leads back to
-//   kTraceable      whether a compiler may run it on tensors without values
+//   kCompiled       whether compiled autograd takes it
 //   gradients(grads, saved, norm, mask)
 //
 // where grads are those of the op's results (undefined: 0), and mask tells which inputs' gradients are wanted.
@@ -39,7 +39,7 @@ struct Saved {
 struct SparseLinearRule {  // operands: input, weight, excitability
   static constexpr const char* kName = "SparseLinearBackward";
   static constexpr std::size_t kOperands = 3, kInputs = 4;
-  static constexpr bool kTraceable = true;
+  static constexpr bool kCompiled = true;
   static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
                                                   const Saved<kOperands>& saved, const Norm& norm,
                                                   std::array<bool, kInputs> mask);
@@ -48,7 +48,7 @@ struct SparseLinearRule {  // operands: input, weight, excitability
 struct EffectiveWeightRule {  // operands: weight, excitability
   static constexpr const char* kName = "EffectiveWeightBackward";
   static constexpr std::size_t kOperands = 2, kInputs = 2;
-  static constexpr bool kTraceable = true;
+  static constexpr bool kCompiled = true;
   static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
                                                   const Saved<kOperands>& saved, const Norm& norm,
                                                   std::array<bool, kInputs> mask);
@@ -57,18 +57,19 @@ struct EffectiveWeightRule {  // operands: weight, excitability
 struct SampledProductRule {  // operands: rows, columns
   static constexpr const char* kName = "SampledProductBackward";
   static constexpr std::size_t kOperands = 2, kInputs = 2;
-  static constexpr bool kTraceable = true;
+  static constexpr bool kCompiled = true;
   static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
                                                   const Saved<kOperands>& saved, const Norm& norm,
                                                   std::array<bool, kInputs> mask);
 };
 
-// The derivatives of the first two's: of the formula written out, which is only computed when they are asked for.
+// The derivatives of the first two's: of the formula written out, which is only computed when they are asked for. That
+// calls the autograd engine, which compiled autograd's functions must not.
 
 struct SparseLinearBackwardRule {  // operands: grad_output, input, weight, excitability
   static constexpr const char* kName = "SparseLinearBackwardBackward";
   static constexpr std::size_t kOperands = 4, kInputs = 4;
-  static constexpr bool kTraceable = false;
+  static constexpr bool kCompiled = false;
   static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
                                                   const Saved<kOperands>& saved, const Norm& norm,
                                                   std::array<bool, kInputs> mask);
@@ -77,7 +78,7 @@ struct SparseLinearBackwardRule {  // operands: grad_output, input, weight, exci
 struct EffectiveWeightBackwardRule {  // operands: grad, weight, excitability
   static constexpr const char* kName = "EffectiveWeightBackwardBackward";
   static constexpr std::size_t kOperands = 3, kInputs = 3;
-  static constexpr bool kTraceable = false;
+  static constexpr bool kCompiled = false;
   static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,
                                                   const Saved<kOperands>& saved, const Norm& norm,
                                                   std::array<bool, kInputs> mask);
