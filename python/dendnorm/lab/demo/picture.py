@@ -33,7 +33,7 @@ def _draw_costs(axes: Axes, results: Mapping[str, Any], cost: Callable[[Mapping[
     ticker = require("matplotlib.ticker", "train")
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
-    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, position: f"{value:,g}"))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, position: f"{value:,.10g}"))
     axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.25)
 
