@@ -30,6 +30,11 @@ def _draw_costs(axes: Axes, results: Mapping[str, Any], cost: Callable[[Mapping[
             axes.errorbar(cost(size, kind), 100 * accuracy["mean"][-1], 100 * accuracy["std"][-1], color=chosen[kind],
                           marker=marker, markersize=8, capsize=3, linestyle="none", alpha=0.85)  # fmt: skip
     axes.set_xscale("log")
+    ticker = require("matplotlib.ticker", "train")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, position: f"{value:,.10g}"))
+    axes.xaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(alpha=0.25)
 
 
@@ -44,9 +49,9 @@ def picture(results: Mapping[str, Any]) -> Figure:
     panels[0].set_ylim(bottom=max(lowest - FIRST, panels[0].get_ylim()[0]))
     panels[0].set(title=f"{size['network']}, epoch by epoch", ylabel="test accuracy before rewiring (%)")
     _draw_costs(panels[1], results, lambda size, kind: size["costs"][kind]["connections"], chosen)
-    panels[1].set(title="Few connections do (left is cheaper)", xlabel="connections of the hidden layers")
+    panels[1].set(title="Accuracy against connections", xlabel="connections of the hidden layers (left is cheaper)")
     _draw_costs(panels[2], results, lambda size, kind: size["summary"][kind]["seconds"], chosen)
-    panels[2].set(title="Time is won where layers are wide", xlabel="seconds per epoch")
+    panels[2].set(title="Accuracy against time", xlabel="seconds per epoch (left is faster)")
     for axes in panels[1:]:
         axes.set_ylabel("final test accuracy (%)")
     open_frames(panels)

@@ -139,6 +139,6 @@ def _write(results: dict[str, Any], out: Path) -> None:
     write_text(out / RESULTS, json.dumps(results, indent=1))
     write_text(out / "table.md", table(results))
     if any(size["summary"] for size in results["sizes"]):
-        save(picture(results), out / "curves.png", dpi=100)
+        save(picture(results), out / "curves.png", dpi=96)
     else:  # of what was overwritten
         (out / "curves.png").unlink(missing_ok=True)

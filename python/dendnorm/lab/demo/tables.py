@@ -106,7 +106,9 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", *markdown_table(head, [row for size in results["sizes"] for row in _rows(size)])]
     for size in results["sizes"]:
         lines += failures(size["runs"], f"{size['network']}, ")
-    lines += ["", "What to see:", "", *(f"- {line}" for line in readings(results))]
+    seen = [f"- {line}" for line in readings(results)]
+    if seen:
+        lines += ["", "What to see:", "", *seen]
     searched = [row for size in results["sizes"] for row in _searched(size)]
     if searched:
         rates = [f"{point['lr']:g}" for point in results["sizes"][0]["grid"]["dense"]]
