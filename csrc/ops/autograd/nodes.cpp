@@ -54,7 +54,10 @@ variable_list gradients_through(Formula formula, const variable_list& grads, con
   for (std::size_t i = 0; i < n; ++i) {
     if (!operands[i].defined()) continue;
     stand_ins[i] = operands[i].alias();
-    if (mask[i]) asked.push_back(stand_ins[i]);
+    if (!mask[i]) continue;
+    // An alias under torch.func may have lost it.
+    if (!stand_ins[i].requires_grad()) stand_ins[i].set_requires_grad(true);
+    asked.push_back(stand_ins[i]);
   }
   const variable_list results = formula(stand_ins);
   variable_list reached, given;
