@@ -264,7 +264,8 @@ TEST(StateDict, WhatDoesNotFitLeavesTheModuleAsItWas) {
 }
 
 TEST(StateDict, AMarkTellsPatternsApartAndMayBeAbsent) {
-  const auto layer = layer_of("joint"), same = layer_of("joint"), other = layer_of("joint", torch::kFloat, 5);
+  auto layer = layer_of("joint");
+  const auto same = layer_of("joint"), other = layer_of("joint", torch::kFloat, 5);
   const Tensor mark = dn::state_dict(*layer)["pattern_mark"];
   EXPECT_EQ(mark.scalar_type(), torch::kDouble);
   EXPECT_EQ(mark.sizes(), (std::vector<int64_t>{8}));
