@@ -46,7 +46,8 @@ def picture(results: Mapping[str, Any]) -> Figure:
     size = [size for size in results["sizes"] if size["summary"]][-1]
     draw_panel(panels[0], size["summary"], "test_accuracy", chosen, phases=("before",))
     lowest = min(100 * entry["before"]["test_accuracy"]["mean"][-1] for entry in size["summary"].values())
-    panels[0].set_ylim(bottom=max(lowest - FIRST, panels[0].get_ylim()[0]))
+    bottom, top = panels[0].get_ylim()
+    panels[0].set_ylim(max(lowest - FIRST, bottom), min(top, 100.3))
     panels[0].set(title=f"{size['network']}, epoch by epoch", ylabel="test accuracy before rewiring (%)")
     _draw_costs(panels[1], results, lambda size, kind: size["costs"][kind]["connections"], chosen)
     panels[1].set(title="Accuracy against connections", xlabel="connections of the hidden layers (left is cheaper)")
