@@ -124,12 +124,13 @@ std::pair<Tensor, Tensor> NormImpl::raw_values(const Tensor& effective, const Te
   if (excitability.defined()) {
     given = excitability.detach().to(at::kCPU, at::kDouble).contiguous();
   } else if (options.s().has_value() && options.b() != 1) {
-    given = at::full(options.variable() ? std::vector<int64_t>{rows} : std::vector<int64_t>{}, *options.s(), w.options());
+    given =
+        at::full(options.variable() ? std::vector<int64_t>{rows} : std::vector<int64_t>{}, *options.s(), w.options());
   }
   const double start = start_.value_or(start_for(static_cast<double>(w.numel()) / static_cast<double>(rows)));
   const dendnorm::Norm norm{options.a(), options.b(), options.p()};
-  const auto [values, e] = ops::call_raw_values(w, row_indices.cpu().contiguous(), rows, norm, options.variable(), given,
-                                                start, name());
+  const auto [values, e] =
+      ops::call_raw_values(w, row_indices.cpu().contiguous(), rows, norm, options.variable(), given, start, name());
   return {values.to(effective.device()), e.to(effective.device())};
 }
 

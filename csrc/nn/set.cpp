@@ -27,7 +27,6 @@ at::Tensor spread(const at::Tensor& values) {
   return at::ldexp((mantissa * 1024).round() / 1024, exponent);
 }
 
-
 using at::Tensor;
 using nn::SparseLinearImpl;
 

@@ -34,23 +34,24 @@ std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row
   const std::int64_t nnz = effective.numel();
   const auto* row = row_indices.const_data_ptr<std::int32_t>();
   for (std::int64_t k = 0; k < nnz; ++k) {
-    TORCH_CHECK(row[k] >= 0 && row[k] < rows, "dendnorm::", op, ": row_indices must be in [0, ", rows, "), got ", row[k]);
+    TORCH_CHECK(row[k] >= 0 && row[k] < rows, "dendnorm::", op, ": row_indices must be in [0, ", rows, "), got ",
+                row[k]);
   }
   const bool is_given = given(excitability);
   if (is_given) {
     require_dtype(op, "excitability", *excitability, {at::kDouble});
     require_contiguous(op, "excitability", *excitability);
-    TORCH_CHECK(excitability->numel() == 1 || excitability->numel() == rows, "dendnorm::", op, ": excitability must have 1 or ", rows,
-                " entries, got ", excitability->numel());
+    TORCH_CHECK(excitability->numel() == 1 || excitability->numel() == rows, "dendnorm::", op,
+                ": excitability must have 1 or ", rows, " entries, got ", excitability->numel());
   }
   Tensor values = at::empty_like(effective);
-  Tensor e = is_given    ? at::empty_like(*excitability)
-             : variable  ? at::empty({rows}, effective.options())
-                         : at::empty({}, effective.options());
-  const RawOutcome outcome = dendnorm::raw_values(
-      norm, variable, rows, nnz, row, effective.const_data_ptr<double>(),
-      is_given ? excitability->const_data_ptr<double>() : nullptr, is_given ? excitability->numel() : 0, start,
-      values.mutable_data_ptr<double>(), e.mutable_data_ptr<double>());
+  Tensor e = is_given   ? at::empty_like(*excitability)
+             : variable ? at::empty({rows}, effective.options())
+                        : at::empty({}, effective.options());
+  const RawOutcome outcome = dendnorm::raw_values(norm, variable, rows, nnz, row, effective.const_data_ptr<double>(),
+                                                  is_given ? excitability->const_data_ptr<double>() : nullptr,
+                                                  is_given ? excitability->numel() : 0, start,
+                                                  values.mutable_data_ptr<double>(), e.mutable_data_ptr<double>());
   TORCH_CHECK_VALUE(outcome.fault != RawFault::kZero,
                     "excitability of norm must not be 0 to represent the given weights, got 0");
   TORCH_CHECK_VALUE(outcome.fault != RawFault::kLength, "norm '", name,
