@@ -240,12 +240,18 @@ class SparseLayer(nn.Module):
         for table in self._tables or ():
             table.__dict__["_dynamo_static_input_type"] = "unguarded"  # as torch._dynamo.mark_static_address
 
-    def _adopt(self) -> None:
-        """Derive the row view of a pattern that is known to be sound."""
+    def _adopt(self, mark: torch.Tensor | None = None) -> None:
+        """Derive the row view of a pattern that is known to be sound, where graphs know it to lie."""
         ccol, row = self._buffers["ccol_indices"], self._buffers["row_indices"]
+        source, tables = self._source, self._tables
         with torch.inference_mode(False), torch.no_grad():
-            self._tables = transposed(ccol, row, self.out_features)
-            mark = mark_of(ccol, row)
+            fresh = transposed(ccol, row, self.out_features)
+            if source is not None and source[1] is row and tables is not None:
+                for mine, new in zip(tables, fresh, strict=True):
+                    mine.copy_(new)
+            else:
+                self._tables = fresh
+            mark = mark_of(ccol, row) if mark is None else mark
             self._set_mark(mark)
             self._stamp(mark)
 
@@ -440,17 +446,7 @@ class SparseLayer(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
         if patterned and _is_plain(self.row_indices):
-            self._take_loaded()
-
-    def _take_loaded(self) -> None:
-        source, row = self._source, self.row_indices
-        if source is not None and source[1] is row and self._tables is not None:
-            with torch.inference_mode(False), torch.no_grad():  # where graphs know them to lie
-                for mine, new in zip(self._tables, transposed(self.ccol_indices, row, self.out_features), strict=True):
-                    mine.copy_(new)
-                self._stamp(self.pattern_mark)
-        else:
-            self._adopt()
+            self._adopt(self.pattern_mark)
 
     def _problem_of(self, state_dict: dict[str, Any], prefix: str, strict: bool, assign: bool) -> str | None:
         """What keeps a state_dict from being loaded, found before anything has changed."""
