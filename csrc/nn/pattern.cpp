@@ -31,7 +31,8 @@ std::tuple<Tensor, Tensor, Tensor> transposed(const Tensor& compressed, const Te
 }
 
 Tensor mark_of(const Tensor& ccol_indices, const Tensor& row_indices) {
-  return ops::call_pattern_mark(ccol_indices.cpu(), row_indices.cpu()).to(ccol_indices.device());
+  const at::Device device = ccol_indices.device(), home = home_of("dendnorm::pattern_mark", device);
+  return ops::call_pattern_mark(ccol_indices.to(home), row_indices.to(home)).to(device);
 }
 
 Tensor as_index(const char* name, const Tensor& values) {

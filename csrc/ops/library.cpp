@@ -20,8 +20,8 @@ TORCH_LIBRARY(dendnorm, m) {
         ", bool[2] output_mask) -> (Tensor, Tensor)");
   m.def("sampled_product(Tensor rows, Tensor columns, " PATTERN ") -> Tensor");
 
-  // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula; on the
-  // CPU. `excitability` holds e where it is given; `start` is what e has where no weight decides it.
+  // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula.
+  // `excitability` holds e where it is given; `start` is what e has where no weight decides it.
   m.def("raw_values(Tensor effective, Tensor row_indices, int rows, " NORM
         ", bool variable, Tensor? excitability, "
         "float start, str name) -> (Tensor, Tensor)");

@@ -45,11 +45,6 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_meta(const Tensor& compress
   return empty_transpose(compressed, indices, size);
 }
 
-Tensor empty_mark(const Tensor& ccol_indices, const Tensor& row_indices) {
-  check_pattern_tensors("pattern_mark", ccol_indices, row_indices, 0, "size", {});
-  return at::empty({kMarks}, ccol_indices.options().dtype(at::kDouble));
-}
-
 // A pattern need not be sound to have one.
 Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
   Tensor marks = empty_mark(ccol_indices, row_indices);
@@ -76,6 +71,11 @@ void check_pattern_tensors(const char* op, const Tensor& compressed, const Tenso
               kMaxIndex, " entries, got ", compressed.sym_size(0));
   TORCH_CHECK(indices.sym_size(0) <= kMaxIndex, "dendnorm::", op, ": ", names.indices, " must have at most ", kMaxIndex,
               " entries, got ", indices.sym_size(0));
+}
+
+Tensor empty_mark(const Tensor& ccol_indices, const Tensor& row_indices) {
+  check_pattern_tensors("pattern_mark", ccol_indices, row_indices, 0, "size", {});
+  return at::empty({kMarks}, ccol_indices.options().dtype(at::kDouble));
 }
 
 std::tuple<Tensor, Tensor, Tensor> empty_transpose(const Tensor& compressed, const Tensor& indices, std::int64_t size) {

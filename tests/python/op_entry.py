@@ -77,7 +77,6 @@ class Op:
     strided: tuple[str, ...] = ()  # arguments that may have any strides
     vmap: tuple[tuple[str, ...], ...] = ()  # groups of arguments that are batched together
     writes: str | None = None  # the argument that it writes to
-    traced: bool = True  # whether there is a kernel for meta tensors
     thorough: tuple[str, ...] = ()  # norms for derivatives and opcheck, which take long; as `norms`, unless given
 
     @property

@@ -67,24 +67,10 @@ def mark_of(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tens
     """
     if ccol_indices.is_meta or row_indices.is_meta:
         return torch.empty(MARKS, dtype=torch.float64, device="meta")
-    if ccol_indices.device.type == "cpu" and ccol_indices.dtype == row_indices.dtype == torch.int32:
-        return _ops.pattern_mark(ccol_indices, row_indices)
-    return _mark_by_torch(ccol_indices, row_indices)
-
-
-def _mark_by_torch(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
-    """The numbers of ``dendnorm::pattern_mark`` on any device."""
-    mixed = _mixed(ccol_indices, 1) + _mixed(row_indices, 2)
-    return ((mixed >> torch.arange(0, 64, 8, device=mixed.device)) & 0xFF).double()
-
-
-def _mixed(values: torch.Tensor, salt: int) -> torch.Tensor:
-    """The sum of splitmix64 over (position, value), modulo 2^64, as int64."""
-    z = torch.arange(len(values), device=values.device) << 32 | values.long()
-    z = (z + salt) * -7046029254386353131
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * -4658895280553007687
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * -7723592293110705685
-    return (z ^ ((z >> 31) & ((1 << 33) - 1))).sum()
+    saved = ccol_indices.int(), row_indices.int()
+    if _ops.has_kernel("pattern_mark", ccol_indices.device):
+        return _ops.pattern_mark(*saved)
+    return _ops.pattern_mark(*(tensor.cpu() for tensor in saved)).to(ccol_indices.device)
 
 
 class Pattern(NamedTuple):
