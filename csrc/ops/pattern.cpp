@@ -54,6 +54,11 @@ Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
   return marks;
 }
 
+// Where there is no kernel of its own, by the CPU.
+Tensor pattern_mark_elsewhere(const Tensor& ccol_indices, const Tensor& row_indices) {
+  return pattern_mark_cpu(ccol_indices.cpu(), row_indices.cpu()).to(ccol_indices.device());
+}
+
 }  // namespace
 
 void check_pattern_tensors(const char* op, const Tensor& compressed, const Tensor& indices, std::int64_t size,
@@ -115,6 +120,8 @@ TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
   m.impl("transpose_pattern", transpose_pattern_cpu);
   m.impl("pattern_mark", pattern_mark_cpu);
 }
+
+TORCH_LIBRARY_IMPL(dendnorm, CompositeExplicitAutograd, m) { m.impl("pattern_mark", pattern_mark_elsewhere); }
 
 TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
   m.impl("check_pattern", check_pattern_meta);

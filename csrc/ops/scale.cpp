@@ -7,6 +7,7 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <string_view>
 #include <tuple>
 
@@ -69,9 +70,21 @@ std::tuple<Tensor, Tensor> raw_values(const Tensor& effective, const Tensor& row
   return {values, e};
 }
 
+// Found once, when a layer is made: by the host, wherever the tensors are.
+std::tuple<Tensor, Tensor> raw_values_elsewhere(const Tensor& effective, const Tensor& row_indices, std::int64_t rows,
+                                                double a, double b, double p, bool variable,
+                                                const OptionalTensor& excitability, double start,
+                                                std::string_view name) {
+  const OptionalTensor e = given(excitability) ? OptionalTensor(excitability->cpu()) : std::nullopt;
+  const auto [values, chosen] = raw_values(effective.cpu(), row_indices.cpu(), rows, a, b, p, variable, e, start, name);
+  return {values.to(effective.device()), chosen.to(effective.device())};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) { m.impl("raw_values", raw_values); }
+TORCH_LIBRARY_IMPL(dendnorm, CUDA, m) { m.impl("raw_values", raw_values_elsewhere); }
+TORCH_LIBRARY_IMPL(dendnorm, CompositeExplicitAutograd, m) { m.impl("raw_values", raw_values_elsewhere); }
 TORCH_LIBRARY_IMPL(dendnorm, Meta, m) { m.impl("raw_values", empty_raw_values); }
 
 }  // namespace dendnorm::ops

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,10 @@ class Wrong:
     """A call that is refused: what a sample is changed by, and what the message then holds."""
 
     change: Callable[[Sample], Sample]
-    message: tuple[str, ...]  # in this order, behind the name of the op
+    message: tuple[str, ...]  # in this order, behind the prefix
     values: bool = False  # whether only values show the mistake, which meta tensors do not have
+    prefix: str | None = None  # None: the name of the op
+    error: type[Exception] = RuntimeError
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,11 @@ def arguments_of(op: str) -> list[str]:
 def put(name: str, make: Callable[[torch.Tensor], Any]) -> Callable[[Sample], Sample]:
     """Another value of an argument, made from the one that was there."""
     return lambda sample: sample | {name: make(sample[name])}
+
+
+def told(wrong: dict[str, Wrong], prefix: str = "", error: type[Exception] = RuntimeError) -> dict[str, Wrong]:
+    """The same mistakes where they are told in the words of another op, or in a user's and as another error."""
+    return {name: dataclasses.replace(each, prefix=prefix, error=error) for name, each in wrong.items()}
 
 
 def elsewhere(name: str) -> Wrong:

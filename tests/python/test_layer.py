@@ -369,18 +369,38 @@ def mark_by_the_definition(ccol_indices: torch.Tensor, row_indices: torch.Tensor
 
 
 def test_the_mark_of_a_pattern():
-    from dendnorm.nn.pattern import mark_of
+    mark_of = torch.ops.dendnorm.pattern_mark
+    # The kernel of devices that have none goes by the CPU.
+    elsewhere = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
 
     for nnz in (0, 1, 100, 7 * 33):
         layer = SparseLinear(33, 7, nnz=nnz, norm="l0", seed=nnz)
         saved = layer.ccol_indices, layer.row_indices
-        mark = torch.ops.dendnorm.pattern_mark(*saved)
+        mark = mark_of(*saved)
         assert mark.dtype == torch.float64
         assert mark.tolist() == mark_by_the_definition(*saved)
-        assert torch.equal(mark, mark_of(*saved))
-        assert torch.equal(mark, mark_of(*(tensor.long() for tensor in saved)))
+        assert torch.equal(mark, mark_of.default.redispatch(elsewhere, *saved))
         assert torch.equal(mark, layer.pattern_mark)
     odd = torch.tensor([-1, 2**31 - 1, -(2**31), 5], dtype=torch.int32)
     strided = torch.stack([odd, odd], 1)[:, 0]
-    assert torch.ops.dendnorm.pattern_mark(odd, strided).tolist() == mark_by_the_definition(odd, odd)
-    assert torch.ops.dendnorm.pattern_mark(odd.to("meta"), odd.to("meta")).shape == (8,)
+    assert mark_of(odd, strided).tolist() == mark_by_the_definition(odd, odd)
+    assert mark_of(odd.to("meta"), odd.to("meta")).shape == (8,)
+
+
+def test_without_a_count_the_largest_connections_are_those_that_are_not_zero():
+    dense = torch.tensor([[0.0, -0.0, 1e-45], [-2.0, 0.0, 0.0]])
+    ccol, row, weights = torch.ops.dendnorm.largest_connections(dense, None, "linear.weight")
+    assert (ccol.tolist(), row.tolist(), weights.tolist()) == ([0, 1, 1, 2], [1, 0], [-2.0, dense[0, 2].item()])
+    with pytest.raises(RuntimeError, match="nnz must be given for tensors without values, got none"):
+        torch.ops.dendnorm.largest_connections(dense.to("meta"), None, "linear.weight")
+
+
+def test_a_state_dict_is_loaded_with_one_look_at_its_mark(monkeypatch):
+    from dendnorm.ops import library
+
+    layer, other = SparseLinear(33, 7, nnz=40, seed=0), SparseLinear(33, 7, nnz=40, seed=1)
+    state, calls, mark_of = other.state_dict(), [], library.pattern_mark
+    monkeypatch.setattr(library, "pattern_mark", lambda *saved: calls.append(saved) or mark_of(*saved))
+    layer.load_state_dict(state)
+    assert len(calls) == 1
+    assert torch.equal(layer.pattern_mark, state["pattern_mark"])
