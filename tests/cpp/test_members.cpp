@@ -30,11 +30,14 @@ TEST(Members, EveryNameIsToldAgain) {
     EXPECT_EQ(found.variable, member.variable);
     const bool scales = name != "none";
     const std::string told = name_of_member(found.norm, found.variable, scales);
-    EXPECT_EQ(told, name == "weight_norm" ? "lp-variable:2" : name);  // the first of two names
+    const Member again = member_named(told);  // by the first of two names, as "weight_norm" is
+    EXPECT_TRUE(again.norm.a == found.norm.a && again.norm.b == found.norm.b && again.variable == found.variable);
+    EXPECT_TRUE(again.norm.p == found.norm.p || found.norm.b == 0) << told;
     EXPECT_NE(names_of_members().find('"' + std::string(member.name)), std::string::npos);
   }
-  EXPECT_EQ(names_of_members(),
-            "\"none\", \"l0\", \"l0-variable\", \"lp:P\", \"lp-variable:P\", \"weight_norm\" or \"joint\"");
+  EXPECT_TRUE(names_of_members().starts_with("\"none\", \"l0\", "));
+  EXPECT_NE(names_of_members().find("\"lp:P\", "), std::string::npos);
+  EXPECT_NE(names_of_members().find("\" or \""), std::string::npos);  // before the last
 }
 
 TEST(Members, WhatHasNoNameTellsItsExponents) {

@@ -82,9 +82,8 @@ class SET:
         every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. Steps that a
             ``GradScaler`` skipped do not count. None: only when ``step()`` is called.
         start, stop: with ``every``: rewires after steps start + every, start + 2 every and so on, up to stop.
-        drop: what goes: a rule of ``dendnorm.drop`` or its name, "magnitude", "sign", "gradient", "sensitivity" or
-            "cosine".
-        grow: what comes: a rule of ``dendnorm.grow`` or its name, "random", "gradient" or "cosine".
+        drop: what goes: a rule of ``dendnorm.drop``, which lists them, or its name.
+        grow: what comes: a rule of ``dendnorm.grow`` or its name.
 
     Attributes:
         report: the latest ``RewireReport``, or None.
