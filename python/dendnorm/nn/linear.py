@@ -196,7 +196,8 @@ class SparseLinear(SparseLayer):
         require_tensors(crow_indices=crow_indices, col_indices=col_indices, values=values)
         if bias is not None:
             require_tensors(bias=bias)
-        ccol, row, effective = _ops.connections_of_csr(crow_indices, col_indices, values.detach(), bias, rows, cols)
+        with torch.no_grad():
+            ccol, row, effective = _ops.connections_of_csr(crow_indices, col_indices, values, bias, rows, cols)
         return cls._of(Pattern._of(ccol, row, rows), effective, bias, norm)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
