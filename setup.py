@@ -41,11 +41,29 @@ def check_torch() -> None:
 
 
 class CMakeBuild(build_ext):
+    """The compiled libraries, and what C++ users need, as folders of the package: lib, include and share.
+
+    DENDNORM_PREBUILT names a folder that holds these already, as `make wheel` lays them out for several PyTorches.
+    """
+
+    FOLDERS = ("lib", "include", "share")
+
     def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
+        target.mkdir(parents=True, exist_ok=True)
+        prebuilt = os.environ.get("DENDNORM_PREBUILT")
+        if not prebuilt:
+            self.build_with_cmake(target)
+            return
+        for folder in self.FOLDERS:
+            if not (Path(prebuilt) / folder).is_dir():
+                stop(f"DENDNORM_PREBUILT must name a folder with {', '.join(self.FOLDERS)}; {prebuilt} has no {folder}")
+            self.copy_tree(str(Path(prebuilt) / folder), str(target / folder))
+
+    def build_with_cmake(self, target: Path) -> None:
         check_torch()
         if not (os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")):
             stop("the build needs a C++20 compiler, and found none: install g++ (`apt-get install g++`) or set CXX")
-        target = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build = Path(os.environ.get("DENDNORM_BUILD_DIR", Path(self.build_temp) / "cmake")).resolve()
         # Not in `target`: pip deletes it after an editable install, and the tests go on with what was built.
         output = build / "package"
@@ -62,21 +80,18 @@ class CMakeBuild(build_ext):
             f"-DDENDNORM_CUDA={os.environ.get('DENDNORM_CUDA', 'AUTO')}",
             f"-DDENDNORM_BUILD_TESTS={os.environ.get('DENDNORM_BUILD_TESTS', 'OFF')}",
         ]
-        # The library and what C++ users need (headers, a CMake package) become part of the package.
         install = [cmake, "--install", str(build), "--prefix", str(target)]
-        for command in (configure, [cmake, "--build", str(build)], install):
+        for command in (configure, [cmake, "--build", str(build)], install, [*install, "--component", "python"]):
             if subprocess.run(command).returncode != 0:
                 stop(f"the build failed; the reason is printed above (command: {' '.join(command)})")
-        target.mkdir(parents=True, exist_ok=True)
-        self.copy_file(str(output / Path(self.get_ext_filename(ext.name)).name), str(target))
 
     def copy_extensions_to_source(self) -> None:
-        """An editable install: the library that the module loads goes with it, and what C++ users need."""
-        super().copy_extensions_to_source()
+        """An editable install has the same folders beside its sources."""
         for ext in self.extensions:
             built = (Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))).parent
             package = Path(self.get_finalized_command("build_py").get_package_dir("dendnorm"))
-            for folder in ("lib", "include", "share"):
+            for folder in self.FOLDERS:
+                shutil.rmtree(package / folder, ignore_errors=True)
                 self.copy_tree(str(built / folder), str(package / folder))
 
 

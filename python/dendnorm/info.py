@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import __version__
+from . import __version__, _native
 from .ops import library as _ops
 
 __all__ = ["collect", "processor", "report"]
@@ -33,11 +33,13 @@ def collect() -> dict[str, Any]:
     Returns:
         versions: of dendnorm, torch, numpy and python.
         platform: system, machine and number of processors.
+        library: the folder of the compiled library, and why it was chosen among those of the package.
         build: what the compiled module says about itself.
         cpu: the instruction sets that the kernels and torch use, and the number of threads.
         devices: each that the ops run on and each GPU that is there, with whether this build has kernels for it.
     """
     cuda = torch.device("cuda")
+    chosen = _native.library()
     kernels = _ops.has_kernel("sparse_linear", cuda)
     devices = [{"name": "cpu", "description": processor(), "kernels": True}]
     if torch.cuda.is_available():
@@ -59,6 +61,7 @@ def collect() -> dict[str, Any]:
             "python": platform.python_version(),
         },
         "platform": {"system": platform.platform(), "machine": platform.machine(), "processors": os.cpu_count()},
+        "library": {"folder": str(chosen.folder), "chosen": chosen.reason},
         "build": {**_ops.build_info(), "cuda kernels": kernels, "torch's cuda": torch.version.cuda},
         "cpu": {
             "instruction set": _ops.cpu_capability(),

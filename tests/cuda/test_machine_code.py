@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import machine_code
 import pytest
 import torch
 
-import dendnorm
+from dendnorm import _native
 
-LIBRARY = Path(dendnorm.__file__).parent / "lib" / "libdendnorm.so"
+LIBRARY = _native.library().folder / "libdendnorm.so"
 ARCHITECTURES = ("sm_80", "sm_90")
 
 
@@ -18,7 +16,7 @@ ARCHITECTURES = ("sm_80", "sm_90")
 def kernels() -> list[machine_code.Kernel]:
     found = machine_code.read(LIBRARY)
     # Where run_all.py looks for it: beside the folder of the package.
-    page = Path(dendnorm.__file__).parents[2] / "machine_code.txt"
+    page = LIBRARY.parents[4] / "machine_code.txt"
     page.write_text(machine_code.table(found) + "\n", encoding="utf-8")
     return found
 

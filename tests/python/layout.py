@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[2] / "python" / "dendnorm"
-ENTRANCES = {"__init__", "__main__", "_moved", "info"}  # above all rooms, and imported by none
+ENTRANCES = {"__init__", "__main__", "_moved", "_native", "info"}  # above all rooms, and imported by none
 
 
 def modules() -> dict[str, Path]:

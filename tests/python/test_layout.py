@@ -37,7 +37,7 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "analysis": {"ops", "nn"},
     "integrations": {"ops", "nn", "rewiring", "models", "checkpoint"},
 }
-TOP = {"__init__", "__main__", "_arguments", "_extras", "_moved", "info"}
+TOP = {"__init__", "__main__", "_arguments", "_extras", "_moved", "_native", "info"}
 LEVELS = 7
 
 
