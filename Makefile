@@ -16,7 +16,11 @@ CUDA_VENV ?= .venv-cuda
 CUDA_TORCH ?= torch==2.11.0
 NVCC := $(firstword $(CUDACXX) $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 
-.PHONY: demo test test-fast bench docs gpu-check lint clean
+# What `make wheel` builds for; one environment each, in build/wheel.
+WHEEL_TORCHES ?= 2.11 2.12 2.13 2.14
+WHEEL_ENVS := $(WHEEL_TORCHES:%=build/wheel/env-%)
+
+.PHONY: demo test test-fast bench docs gpu-check lint wheel wheel-check clean
 .DELETE_ON_ERROR:
 
 # What pip cannot bring: the interpreter's venv module, a compiler, GoogleTest.
@@ -36,9 +40,11 @@ $(VENV)/.train: $(VENV)/.tools
 $(VENV)/.test: $(VENV)/.train
 	$(PY) -m pip install --quiet --disable-pip-version-check pytest hypothesis expecttest
 	-$(PY) -m pip install --quiet --disable-pip-version-check pytest-xdist
-	@# Other people's trainers, and the site; their tests are skipped by name where these cannot be had.
+	@# Other people's trainers, optimizers and exporters, and the site; their tests are skipped by name where these cannot be had.
 	-$(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)' transformers accelerate lightning \
 	  pytorch-lightning tensorboard
+	-$(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)' bitsandbytes torchao schedulefree peft onnx \
+	  onnxscript onnxruntime
 	-$(PY) -m pip install --quiet --disable-pip-version-check $(MKDOCS)
 	touch $@
 
@@ -93,6 +99,20 @@ bench: $(VENV)/.train $(VENV)/.built
 	cmake --build build/bench
 	build/bench/roofline > build/bench/roofline.json
 	$(VENV)/bin/dendnorm bench --roofline build/bench/roofline.json --out build/bench --overwrite $(ARGS)
+
+build/wheel/env-%/.ready: | $(VENV)/.system
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==$*.*' numpy 'setuptools>=77' wheel \
+	  'cmake>=3.22' ninja pytest hypothesis expecttest
+	touch $@
+
+# One file for all of WHEEL_TORCHES, in build/wheel/dist.
+wheel: $(WHEEL_ENVS:%=%/.ready)
+	$(firstword $(WHEEL_ENVS))/bin/python tests/build_wheel.py build/wheel $(WHEEL_ENVS:%=%/bin/python)
+
+# Installs that file for each of them and runs the core of the suite on it.
+wheel-check: $(WHEEL_ENVS:%=%/.ready)
+	$(PYTHON) tests/check_wheel.py build/wheel/dist/*.whl $(WHEEL_ENVS:%=%/bin/python)
 
 lint: $(VENV)/.tools
 	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format mypy
