@@ -28,7 +28,8 @@ for _ in range(3):
     loss = torch.nn.functional.cross_entropy(model(torch.randn(32, 784)), torch.randint(10, (32,)))
     optimizer.zero_grad(); loss.backward(); optimizer.step()
 rewiring.step()
-print(f"PyTorch {torch.__version__}: {_native.library().folder.name}, {_native.library().reason}; loss {loss.item():.3f}")
+chosen = _native.library()
+print(f"PyTorch {torch.__version__}: {chosen.folder.name}, {chosen.reason}; loss {loss.item():.3f}")
 """
 
 
@@ -36,7 +37,17 @@ def check(wheel: Path, python: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder) / "site"
         start = time.perf_counter()
-        pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--target", str(site)]
+        pip = [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--target",
+            str(site),
+        ]
         subprocess.run([*pip, str(wheel)], check=True)
         environment = os.environ | {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin", "CXX": "/bin/false"}
         subprocess.run([python, "-c", FIRST_LINES], check=True, env=environment, cwd=folder)

@@ -329,6 +329,55 @@ def test_averages_of_different_patterns_are_refused(update):
         averaged(X)
 
 
+@pytest.mark.feature("averages of parameters alone that went on through a rewiring: refused by name")
+@pytest.mark.parametrize("function", [None, get_ema_multi_avg_fn(0.99)])
+def test_an_average_that_was_given_the_next_pattern_is_refused(function):
+    net = made(0)
+    averaged = AveragedModel(net, multi_avg_fn=function)
+    averaged.update_parameters(net)
+    SET(net, None, zeta=0.3).step()
+    averaged.update_parameters(net)  # copies buffers, and averages values of both patterns
+    with pytest.raises(ValueError, match=r"SparseLinear\(.*before a rewiring.*averages\.follow"):
+        averaged(X)
+    averaged.module.load_state_dict(net.state_dict())
+    assert torch.equal(averaged(X), net(X))
+
+
+def test_a_copy_that_is_given_all_of_the_original_in_place():
+    net = made(0)
+    target, restored = copy.deepcopy(net), copy.deepcopy(net)
+    for seed in range(3):
+        SET(net, None, zeta=0.3, seed=seed).step()
+        with torch.no_grad():
+            for mine, theirs in zip(target.state_dict().values(), net.state_dict().values(), strict=True):
+                mine.copy_(theirs)
+        assert torch.equal(target(X), net(X))
+        with torch.no_grad():
+            net.weight.mul_(0.5)
+        assert not torch.equal(target(X), net(X))
+    with torch.no_grad():
+        net.weight.mul_(0.5)
+    restored.load_state_dict(target.state_dict())  # the pattern of the original, and other values
+    assert torch.equal(restored(X), target(X))
+
+
+def test_scripting_is_refused_by_name():
+    with pytest.raises(TypeError, match=r"SparseLinear\(.*torch\.jit\.script.*torch\.export"):
+        torch.jit.script(torch.nn.Sequential(made(0)))
+
+
+def test_saved_tensors_put_in_one_by_one_where_the_layer_was_on_the_meta_device():
+    net = made(0)
+    with torch.device("meta"):
+        empty = made(0)
+    for name, tensor in net.named_buffers():
+        empty.register_buffer(name, tensor.clone())
+    for name, tensor in net.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        setattr(empty.get_submodule(owner), leaf, torch.nn.Parameter(tensor.detach().clone()))
+    assert torch.equal(empty.to("cpu")(X), net(X))
+
+
 def test_a_soup_of_state_dicts():
     first = made(0)
     second = copy.deepcopy(first)

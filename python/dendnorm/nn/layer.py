@@ -147,7 +147,9 @@ class SparseLayer(Patterned):
             keys = torch.arange(self.nnz, device="cpu")
             self._write(Pattern._from_keys(keys, self.out_features, self.in_features))
         elif self.row_indices is row:
-            if self._tables is not None:  # as into shared memory
+            if self._tables is not None and self._tables[0].is_meta and not row.is_meta:
+                self._forget()  # the saved tensors were put in one by one
+            elif self._tables is not None:  # as into shared memory
                 crow, col, perm = (keeps_values(fn)(table) for table in self._tables)
                 self._tables = crow, col, perm
                 if self._known is not None:
@@ -164,8 +166,14 @@ class SparseLayer(Patterned):
         if is_plain(self.row_indices) and self._problem_of_pattern(self.ccol_indices, self.row_indices) is None:
             self._row_view()
         state = self.__dict__.copy()
-        state.update(_source=None, _source_of_inference=None, _marked=-1)
+        state.update(_source=None, _source_of_inference=None, _marked=-1, _original=None)
         return state
+
+    def __prepare_scriptable__(self) -> None:
+        raise TypeError(
+            f"{self}: torch.jit.script does not take sparse layers; use torch.jit.trace, torch.export or torch.compile,"
+            " or make the model dense with dendnorm.densify"
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -12,6 +12,8 @@ are put back exactly. Where it is another, patterns were mixed, which is refused
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import Any
 
 import torch
@@ -63,6 +65,7 @@ class Patterned(nn.Module):
     _source_of_inference: tuple | None = None
     _known: torch.Tensor | None  # the mark of that pattern
     _marked: int  # how often the mark had been written
+    _original: weakref.ref[Patterned] | None = None  # what this layer is a copy of, for as long as that lives
 
     def _allocate_pattern(self, in_features: int, out_features: int, nnz: int, device: torch.device) -> None:
         """Buffers of these sizes, which are no pattern yet."""
@@ -146,6 +149,8 @@ class Patterned(nn.Module):
         if tables is None or tables[0].device != ccol.device:
             tables = self._tables = _ops.transposed(ccol, row, self.out_features)
         elif not same_marks(found, self._known):
+            if in_place:
+                self._refuse_values_of_two_patterns(found)
             fresh = _ops.transposed(ccol, row, self.out_features)
             if in_place and len(tables[1]) == len(row):
                 for mine, new in zip(tables, fresh, strict=True):
@@ -155,6 +160,30 @@ class Patterned(nn.Module):
         self._set_mark(found)
         self._stamp(found)
         return tables
+
+    def _refuse_values_of_two_patterns(self, found: torch.Tensor) -> None:
+        """An average that takes over buffers and averages parameters alone, as `AveragedModel` does, once the original
+        was rewired: the copy has been given the original's new pattern, and values that are not the original's."""
+        original = self._original() if self._original is not None else None
+        if original is None or not same_marks(found, original._known):
+            return
+        mine, theirs = self._parameters.get("weight"), original._parameters.get("weight")
+        if mine is None or theirs is None or not (is_plain(mine) and is_plain(theirs)) or mine.shape != theirs.shape:
+            return
+        if not torch.equal(mine.cpu(), theirs.to("cpu", mine.dtype)):
+            raise ValueError(
+                f"{self}: weight must hold values of the pattern, got the pattern of the layer that this one was copied"
+                " from and other values: an average of values from before a rewiring with values from after it. Let"
+                " averages follow each rewiring: dendnorm.integrations.averages.follow. To restore other values for"
+                " this pattern, load a state_dict"
+            )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Patterned:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin._original = weakref.ref(self)
+        return twin
 
     def _was_overwritten(self) -> bool:
         """Derive anew what was written in ways that nothing counts: under inference mode, by a collective, by NumPy."""
