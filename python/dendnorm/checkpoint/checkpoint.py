@@ -19,6 +19,7 @@ from torch import nn
 
 from .._extras import require
 from ..nn.linear import SparseLinear
+from ..nn.spread import is_spread
 from .container import FORMAT, encode, read, write
 
 __all__ = ["describe", "load", "save"]
@@ -198,6 +199,10 @@ def _differences(own: Mapping, given: Mapping) -> str:
 def _checked_model(content: dict[str, Any], model: nn.Module, adopt_pattern: bool) -> dict[str, Any]:
     """The state_dict for `model`, of which nothing can be refused any more."""
     own = model.state_dict(keep_vars=True)
+    for name, value in own.items():
+        if is_spread(value):
+            raise ValueError(f"is of whole tensors, and the model's {name} is a DTensor; torch.distributed.checkpoint"
+                             " loads sharded models")  # fmt: skip
     shared, layers = _shared(model), _layers(model)
     if shared != content["shared"]:
         parts = (shared, content["shared"])

@@ -103,7 +103,8 @@ def encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
         if value.layout != torch.strided or value.device.type == "meta":
             raise ValueError(f"{where} must be a dense tensor with values, got {value.layout} on {value.device}")
         if type(value.detach()) is not torch.Tensor:
-            raise ValueError(f"{where} must be a plain tensor, whole on this rank, got a {type(value).__name__}")
+            raise ValueError(f"{where} must be a plain tensor, whole on this rank, got a {type(value).__name__};"
+                             " torch.distributed.checkpoint saves sharded models")  # fmt: skip
         name = f"{where.partition('[')[0]}/{len(tensors)}" if not where.startswith("model[") else f"model/{where[6:-1]}"
         tensors[name] = value.detach().cpu().contiguous().clone()  # a clone: views of one memory may overlap
         return {"tensor": name}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from ..nn.linear import SparseLinear
+from ..nn.spread import Spread, is_spread
+from ..rewiring.exchange import exchanged
 from ..rewiring.reports import RewireReport
 
 __all__ = ["follow"]
@@ -26,7 +30,8 @@ def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
     connections and stay.
 
     Args:
-        averaged: a ``torch.optim.swa_utils.AveragedModel``, or a copy of the model. It must not have been updated since
+        averaged: a ``torch.optim.swa_utils.AveragedModel``, or a copy of the model, sharded as the model is (then every
+            rank must call this). It must not have been updated since
             the rewiring.
         model: what was rewired.
         report: of that rewiring.
@@ -43,12 +48,12 @@ def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
         shape = (theirs.in_features, theirs.out_features, theirs.nnz)
         if not isinstance(mine, SparseLinear) or (mine.in_features, mine.out_features, mine.nnz) != shape:
             raise ValueError(f"averaged must hold a layer {part.name!r} like the model's, {theirs}, got {mine}")
-        planned.append((mine, theirs, _moved(part.name, mine, theirs, part.grown)))
-    for mine, theirs, values in planned:
+        planned.append((mine, theirs, _source(part.name, mine, theirs, part.grown)))
+    for mine, theirs, source in planned:
         for layer in modules.values():
             if isinstance(layer, SparseLinear) and layer.weight is mine.weight:  # one rewiring for all that share it
                 layer._write(theirs.pattern)
-        mine.weight.copy_(values)
+        _move(mine.weight, theirs.weight, source)
 
 
 def _keys(layer: SparseLinear) -> torch.Tensor:
@@ -57,9 +62,13 @@ def _keys(layer: SparseLinear) -> torch.Tensor:
     return col * layer.out_features + row
 
 
-def _moved(name: str, mine: SparseLinear, theirs: SparseLinear, grown: tuple) -> torch.Tensor:
-    """The averages in the order of the model's connections."""
-    device = mine.weight.device
+def _source(name: str, mine: SparseLinear, theirs: SparseLinear, grown: tuple) -> torch.Tensor:
+    """Where the average of each of the model's connections is, -1 where there is none."""
+    if is_spread(mine.weight) != is_spread(theirs.weight) or (
+        is_spread(mine.weight) and Spread.of(mine.weight) != Spread.of(theirs.weight)
+    ):
+        raise ValueError(f"layer {name!r}: averaged must be sharded as the model is, or both must be whole")
+    device = mine.row_indices.device
     old, new = _keys(mine), _keys(theirs).to(device)
     came = (grown[1] * theirs.out_features + grown[0]).to(device)
     fresh = torch.isin(new, came)  # a position that was emptied and taken again is new, too
@@ -69,4 +78,19 @@ def _moved(name: str, mine: SparseLinear, theirs: SparseLinear, grown: tuple) ->
             f"layer {name!r}: averaged must have the connections that the model had before its latest rewiring, got"
             " others: call follow after each rewiring, before the average is updated"
         )
-    return torch.where(fresh, theirs.weight.to(device, mine.weight.dtype), mine.weight[place])
+    return torch.where(fresh, -1, place).int()
+
+
+def _move(mine: Any, theirs: Any, source: torch.Tensor) -> None:
+    """Averages to the places of the model's connections, and the model's values where there are none."""
+    spread = Spread.of(mine) if is_spread(mine) else None
+    if spread is not None:
+        mine, theirs = mine.to_local(), theirs.to_local()
+        fresh = source[spread.start : spread.stop] < 0
+    else:
+        fresh = source < 0
+    if spread is not None and spread.ranks > 1:
+        moved = exchanged(spread, mine, source, mine.new_zeros(()))
+    else:
+        moved = mine[source.clamp(min=0).to(mine.device).long()]
+    mine.copy_(torch.where(fresh.to(mine.device), theirs.to(mine.device, mine.dtype), moved))

@@ -1,8 +1,7 @@
 """Sparse layers in a model that ``torch.distributed.fsdp.fully_shard`` shards.
 
-A layer whose weight is sharded trains (its norm must not have a scalar excitability, which ``fully_shard`` refuses),
-but no rank has all its connections, so it cannot be rewired and ``SET`` refuses it by name. Sparse layers are small:
-they can stay whole on every rank.
+Sharded sparse layers train and are rewired. ``fully_shard`` refuses parameters of no dimension, though, such as the
+excitability that a layer's neurons share by default: ``keep_scalars`` leaves these whole, ``keep_whole`` the layers.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch import nn
 from ..nn.linear import SparseLinear
 from ..nn.norms import Norm
 
-__all__ = ["keep_whole"]
+__all__ = ["keep_scalars", "keep_whole"]
 
 
 def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> set[nn.Parameter]:
@@ -37,21 +36,10 @@ def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None)
         ValueError: model has no sparse layer, or one that is sharded or without values.
         RuntimeError: torch.distributed is not initialised.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
-    if not layers:
-        raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
-    if not dist.is_initialized():
-        raise RuntimeError("torch.distributed must be initialised before keep_whole: call init_process_group")
+    layers = _layers(model, "keep_whole")
     for name, layer in layers.items():
         if type(layer.weight.detach()) is not torch.Tensor or layer.weight.is_meta:
             raise ValueError(f"layer {name!r}: weight must be whole and have values, got {layer.weight!r}")
-    size = dist.get_world_size(process_group)
-
-    def average(parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None, "this runs once the gradient is there"
-        dist.all_reduce(parameter.grad, group=process_group)
-        parameter.grad.div_(size)
-
     kept = {parameter for layer in layers.values() for parameter in layer.parameters()}
     kept |= {parameter for norm in model.modules() if isinstance(norm, Norm) for parameter in norm.parameters()}
     with torch.no_grad():
@@ -59,7 +47,57 @@ def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None)
             for tensor in [*layer.parameters(), *layer.buffers()]:
                 dist.broadcast(tensor, group=process_group, group_src=0)
             layer._adopt()  # a broadcast is a write that nothing counts
+    _average(kept, process_group)
+    return kept
+
+
+def keep_scalars(model: nn.Module, process_group: dist.ProcessGroup | None = None) -> set[nn.Parameter]:
+    """Keep the excitabilities whole that all neurons of a layer share, while the rest of the layer is sharded.
+
+        kept = keep_scalars(model)
+        for block in model.blocks:
+            fully_shard(block, ignored_params=kept)
+        fully_shard(model, ignored_params=kept)
+
+    They become those of the group's first rank, and their gradients are averaged over the ranks in every backward pass.
+    Every rank must call it, before ``fully_shard``. On the meta device only the averaging is prepared.
+
+    Args, Returns, Raises:
+        as ``keep_whole``; the set may be empty.
+    """
+    _layers(model, "keep_scalars")
+    norms = [module for module in model.modules() if isinstance(module, Norm)]
+    kept = {parameter for norm in norms for parameter in norm.parameters() if parameter.dim() == 0}
+    with torch.no_grad():
+        for parameter in _ordered(model, kept):
+            if not parameter.is_meta:
+                dist.broadcast(parameter, group=process_group, group_src=0)
+    _average(kept, process_group)
+    return kept
+
+
+def _layers(model: nn.Module, function: str) -> dict[str, SparseLinear]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    if not layers:
+        raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
+    if not dist.is_initialized():
+        raise RuntimeError(f"torch.distributed must be initialised before {function}: call init_process_group")
+    return layers
+
+
+def _ordered(model: nn.Module, some: set[nn.Parameter]) -> list[nn.Parameter]:
+    """The same order on every rank."""
+    return [parameter for parameter in model.parameters() if parameter in some]
+
+
+def _average(kept: set[nn.Parameter], process_group: dist.ProcessGroup | None) -> None:
+    size = dist.get_world_size(process_group)
+
+    def average(parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None, "this runs once the gradient is there"
+        dist.all_reduce(parameter.grad, group=process_group)
+        parameter.grad.div_(size)
+
     for parameter in kept:
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(average)
-    return kept

@@ -14,6 +14,7 @@ from .computed import computed
 from .norms import Norm, keeps_values
 from .pattern import Pattern
 from .row_view import MARK, SAVED, Patterned, is_plain, same_marks
+from .spread import is_spread, refuse_spread, widened
 
 __all__ = ["SparseLayer"]
 
@@ -91,7 +92,9 @@ class SparseLayer(Patterned):
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
         weight, norm = parameter_of(self, "weight"), self.norm
-        return _ops.effective_weight(weight, self._excitability(), *self.pattern, norm.a, norm.b, norm.p)
+        refuse_spread(f"{self}", weight)
+        weight, excitability = widened(weight, self._excitability())
+        return _ops.effective_weight(weight, excitability, *self.pattern, norm.a, norm.b, norm.p)
 
     # Writing it
 
@@ -252,6 +255,11 @@ class SparseLayer(Patterned):
 def _problem_of_tensor(name: str, tensor: Any, own: torch.Tensor, assign: bool) -> str | None:
     if not isinstance(tensor, torch.Tensor):
         return f"{name} must be a tensor, got {type(tensor).__name__}"
+    if is_spread(own) and not is_spread(tensor):
+        return (
+            f"{name} must be sharded as the layer's is, got a {type(tensor).__name__}; load it with"
+            " torch.distributed.checkpoint.state_dict.set_model_state_dict (full_state_dict=True for whole tensors)"
+        )
     if tensor.shape != own.shape:
         hint = f"; build the layer with nnz={tensor.numel()}" if name in ("weight", "row_indices") else ""
         return f"{name} must have shape {tuple(own.shape)}, got {tuple(tensor.shape)}{hint}"

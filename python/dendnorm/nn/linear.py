@@ -13,8 +13,11 @@ from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
 from .norms import Norm, resolve
 from .pattern import Pattern, require_tensors
+from .spread import assigned, is_spread, refuse_spread, widened
 
 __all__ = ["SparseLinear"]
+
+_USUAL = torch.float32
 
 
 def _of_pattern(pattern: object, in_features: int | None, out_features: int | None, density: object, nnz: object
@@ -150,6 +153,8 @@ class SparseLinear(SparseLayer):
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
         dense = linear.weight.detach()
+        if is_spread(dense):
+            raise ValueError("linear.weight must be whole, got a DTensor: make layers sparse before fully_shard")
         rows, cols = dense.shape
         features("linear.in_features", cols), features("linear.out_features", rows)
         count = None if density is None else connections(density, None, rows * cols)
@@ -205,7 +210,8 @@ class SparseLinear(SparseLayer):
             return self._product(input)
         try:
             return self._product(input)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
+            refuse_spread(f"{self}", input, self._parameters.get("weight"))
             if "views of different patterns" not in str(error) or not self._was_overwritten():
                 raise
         return self._product(input)
@@ -214,11 +220,14 @@ class SparseLinear(SparseLayer):
         # Module attributes are slow to look up, and a small layer's call is mostly that.
         norm: Any = self._modules["norm"]
         buffers = self._buffers
+        weight, bias, excitability = parameter_of(self, "weight"), parameter_of(self, "bias"), self._excitability()
+        if weight.dtype is not _USUAL:
+            weight, bias, excitability = widened(weight, bias, excitability)
         return _ops.sparse_linear(
             input,
-            parameter_of(self, "weight"),
-            parameter_of(self, "bias"),
-            self._excitability(),
+            weight,
+            bias,
+            excitability,
             buffers["ccol_indices"],
             buffers["row_indices"],
             *self._row_view(),
@@ -238,6 +247,7 @@ class SparseLinear(SparseLayer):
             device=self.weight.device,
             dtype=self.weight.dtype,
         )
+        refuse_spread(f"{self}", self.weight)
         if not self.weight.is_meta:
             linear.weight.zero_()[self.edges()] = self.effective_weight()
             if self.bias is not None:
@@ -278,7 +288,7 @@ class SparseLinear(SparseLayer):
             pattern = Pattern._from_keys(keys, self.out_features, self.in_features)
         self._write(pattern)
         values = _ops.counter_normal(self.nnz, seed, 0, 0, dtype=self.weight.dtype, device=torch.device("cpu"))
-        self.weight.copy_(values.mul_(self.norm.deviation(self.nnz / self.out_features)))
+        assigned(self.weight, values.mul_(self.norm.deviation(self.nnz / self.out_features)))
         if self.bias is not None:
             self.bias.zero_()
 

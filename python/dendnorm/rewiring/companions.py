@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from ..nn.spread import Spread, is_spread
 from .fresh import Probe
 from .moves import Dense, Quantised, Write
 from .optimizers import attributes, check_held, check_kind, described, inside
@@ -100,10 +101,10 @@ class _Plan:
         self._name, self._weight, self._optimizer = name, weight, optimizer
         self._found: dict[tuple, Dense | Quantised] = {}
         self._kept: list[torch.Tensor] = []  # say nothing about single connections
+        self._spread = Spread.of(weight) if is_spread(weight) else None
 
     def companions(self) -> list[Dense | Quantised]:
-        weight = self._weight
-        self._found.pop((weight.device, weight.data_ptr(), weight.stride(), weight.dtype), None)
+        self._found.pop(_place(self._weight), None)
         return list(self._found.values())
 
     def value(self, value: Any, path: str, probe: Probe) -> None:
@@ -133,11 +134,12 @@ class _Plan:
         if wraps_codes(tensor) and shape == expected:
             self._codes(codes_of(tensor))
             return
-        plain = type(tensor) in (torch.Tensor, nn.Parameter)
+        plain = type(tensor) in (torch.Tensor, nn.Parameter) if not self._spread else self._is_spread_alike(tensor)
         if tensor.numel() == 0 or (tensor.numel() == 1 and (shape != expected or key in _COUNTS)):
             self._kept.append(tensor)
         elif not plain:
-            self._refuse(what, f"a {type(tensor).__name__} of shape {shape}")
+            as_weight = ", not sharded as the weight is" if self._spread else ""
+            self._refuse(what, f"a {type(tensor).__name__} of shape {shape}{as_weight}")
         elif tensor.device.type == "meta":
             self._kept.append(tensor)  # without values, nothing moves
         elif shape != expected or (probe is not None and probe.has_own_size(path, shape)):
@@ -147,8 +149,16 @@ class _Plan:
         else:
             self._check_writable(tensor, what)
             fresh = 0.0 if probe is None else probe.fresh(path, key)
-            place = (tensor.device, tensor.data_ptr(), tensor.stride(), tensor.dtype)
-            self._found.setdefault(place, Dense(tensor, fresh))
+            self._found.setdefault(_place(tensor), Dense(tensor, fresh))
+
+    def _is_spread_alike(self, tensor: Any) -> bool:
+        """Whether each rank has the tensor's entries for those of the weight that it has."""
+        if not is_spread(tensor) or tensor.shape != self._weight.shape or type(tensor.to_local()) is not torch.Tensor:
+            return False
+        try:
+            return Spread.of(tensor) == self._spread
+        except ValueError:
+            return False
 
     def elsewhere(self, member: Any) -> None:
         """Whether an optimizer keeps something for each connection outside the state of the weight."""
@@ -204,7 +214,8 @@ class _Plan:
     def _codes(self, codes: Codes) -> None:
         self._found.setdefault((codes.codes.device, codes.codes.data_ptr(), "codes"), Quantised(codes))
 
-    def _check_writable(self, tensor: torch.Tensor, what: str) -> None:
+    def _check_writable(self, tensor: Any, what: str) -> None:
+        tensor = tensor.to_local() if is_spread(tensor) else tensor
         if tensor.layout != torch.strided or tensor.is_inference() or (tensor.stride(0) == 0 and len(tensor) > 1):
             raise ValueError(
                 f"layer {self._name!r}: optimizer state of the weight's shape must be dense and writable in place, got"
@@ -225,7 +236,15 @@ class _Plan:
 _BOOKS = {"state", "param_groups", "defaults", "name2qmap"}
 
 
-def _storage(tensor: torch.Tensor) -> int | None:
+def _place(tensor: Any) -> tuple:
+    """The same for two tensors that are the same memory. Parts of no entries have none: each is its own."""
+    local = tensor.to_local() if is_spread(tensor) else tensor
+    memory = local.data_ptr() if local.numel() else id(tensor)
+    return local.device, memory, local.stride(), local.dtype
+
+
+def _storage(tensor: Any) -> int | None:
+    tensor = tensor.to_local() if is_spread(tensor) else tensor
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):  # a tensor subclass without one

@@ -37,6 +37,7 @@ class Magnitude:
     """The smallest effective weights |w| go: SET as Bird and Cuntz use it, and the rule of RigL."""
 
     looks_at: ClassVar[tuple[str, ...]] = ()
+    reads_gradient: ClassVar[bool] = False
 
     def importance(self, turn: Turn) -> torch.Tensor:
         return turn.layer.effective_weight().detach().abs()
@@ -54,6 +55,7 @@ class SignSplit:
     """
 
     looks_at: ClassVar[tuple[str, ...]] = ()
+    reads_gradient: ClassVar[bool] = False
 
     def importance(self, turn: Turn) -> torch.Tensor:
         weight = turn.layer.effective_weight().detach()
@@ -121,9 +123,10 @@ class Cosine:
     absolute: bool = False
     reduce: Reduce | None = None
     looks_at: ClassVar[tuple[str, ...]] = (ACTIVATIONS,)
+    reads_gradient: ClassVar[bool] = False
 
     def importance(self, turn: Turn) -> torch.Tensor:
-        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, self.reduce)
+        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, turn.reduce(self.reduce))
         return similarity.of_connections(turn.layer.pattern.to(turn.device))
 
 

@@ -94,8 +94,9 @@ class Gradient(_Values):
     Args:
         start: "zero", as there, "matched" or "normal".
         reduce: sums a tensor over all ranks in place, for example ``torch.distributed.all_reduce``. A distributed run
-            needs it: every rank sees its own share of the batch, and without the sum their patterns drift apart. Whole
-            blocks travel, N M numbers for each layer and rewiring.
+            of whole layers needs it (one of sharded layers does so by itself): every rank sees its own share of the
+            batch, and without the sum their patterns drift apart. Whole blocks travel, N M numbers for each layer and
+            rewiring.
         block: entries of dC/dW to hold at a time; at least one column is.
     """
 
@@ -106,11 +107,12 @@ class Gradient(_Values):
 
     def positions(self, turn: Turn, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
         pairs = [(x, torch.where(dy.isfinite().all(), dy, torch.zeros_like(dy))) for x, dy in turn.pairs(GRADIENTS)]
+        reduce = turn.reduce(self.reduce)
 
         def magnitude(start: int, stop: int) -> torch.Tensor:
             gradient = total(x[:, start:stop].T @ dy for x, dy in pairs)
-            if self.reduce is not None:
-                self.reduce(gradient)
+            if reduce is not None:
+                reduce(gradient)
             return gradient.abs()
 
         return strongest_empty(turn, ccol_indices, row_indices, magnitude, self.block)
@@ -139,7 +141,7 @@ class Cosine(_Values):
     looks_at: ClassVar[tuple[str, ...]] = (ACTIVATIONS,)
 
     def positions(self, turn: Turn, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
-        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, self.reduce)
+        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, turn.reduce(self.reduce))
         return strongest_empty(turn, ccol_indices, row_indices, similarity.of_columns, self.block)
 
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ..nn.spread import Spread, is_spread
 from ..ops import library as _ops
+from .exchange import exchanged
 from .fresh import Fresh, Value
 from .quantised import Codes, gathered
 
@@ -73,8 +75,13 @@ class Quantised:
         return self.codes.resized(self._moved(source))
 
 
-def carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
+def carry(values: Any, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
     """Move entries in place: those of new connections become ``fill``, () or one for each in order."""
+    if is_spread(values):
+        spread, values = Spread.of(values), values.to_local()
+        if spread.ranks > 1:
+            values.copy_(exchanged(spread, values, source, fill))
+            return
     device = values.device
     if _ops.has_kernel("carry_", device):
         _ops.carry_(values, source.to(device), fill.to(device), sound=True, status=status)

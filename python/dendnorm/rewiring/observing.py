@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nn.layer import SparseLayer
+from ..nn.spread import sum_over
 from ..ops import library as _ops
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Reduce",
     "Rules",
     "Turn",
+    "check_observed",
     "strongest_empty",
 ]
 
@@ -40,10 +41,12 @@ class Observed:
     Attributes:
         activations: pairs of inputs (B, N) and outputs (B, M).
         gradients: pairs of inputs (B, N) and gradients of the loss in the outputs (B, M).
+        reduce: sums over the ranks that saw the other samples, where the layer is sharded over them; or None.
     """
 
     activations: Pairs = field(default_factory=list)
     gradients: Pairs = field(default_factory=list)
+    reduce: Reduce | None = None
 
 
 @dataclass(frozen=True)
@@ -77,15 +80,28 @@ class Turn:
         Raises:
             ValueError: there are none.
         """
-        found = getattr(self.observed, kind, [])
-        if not found:
+        check_observed(self.observed, (kind,))
+        found, dtype = getattr(self.observed, kind), self.layer.weight.dtype
+        return [(x.to(self.device, dtype), y.to(self.device, dtype)) for x, y in found]
+
+    def reduce(self, given: Reduce | None) -> Reduce | None:
+        """What sums over ranks what each of them saw: what a rule was given, else that of a sharded layer."""
+        return given if given is not None else getattr(self.observed, "reduce", None)
+
+
+def check_observed(observed: Observed | None, kinds: Iterable[str]) -> None:
+    """Whether something was seen of every kind.
+
+    Raises:
+        ValueError: names the kind and what to do.
+    """
+    for kind in kinds:
+        if not getattr(observed, kind, []):
             passed = "forward and backward pass" if kind == GRADIENTS else "forward pass"
             raise ValueError(
                 f"must have been observed in a {passed} since the latest rewiring for a rule that looks at {kind}, got"
                 " none; run a batch inside `with rewirer.observe():` before step(), or give every="
             )
-        dtype = self.layer.weight.dtype
-        return [(x.to(self.device, dtype), y.to(self.device, dtype)) for x, y in found]
 
 
 class Observer:
@@ -99,10 +115,15 @@ class Observer:
     def __init__(self, groups: Iterable[Iterable[SparseLayer]], kinds: Iterable[str]) -> None:
         self._kinds = frozenset(kinds)
         self._stale = False
-        self._record: dict[nn.Parameter, Observed] = {}
+        self._record: dict[SparseLayer, Observed] = {}
+        self._first: dict[SparseLayer, SparseLayer] = {}  # weights may be others while they are gathered
+        self._reduce: dict[SparseLayer, Reduce | None] = {}
         self._handles: list[RemovableHandle] = []
         for layers in groups:
+            layers = list(layers)
+            self._reduce[layers[0]] = sum_over(layers[0].weight)
             for layer in layers:
+                self._first[layer] = layers[0]
                 self._handles.append(layer.register_forward_hook(self._forward, with_kwargs=True))
 
     def __enter__(self) -> Observer:
@@ -123,7 +144,7 @@ class Observer:
 
     def of(self, layer: SparseLayer) -> Observed | None:
         """What passed through a layer and those that share its weight."""
-        return self._record.get(layer.weight)
+        return self._record.get(self._first[layer])
 
     def _forward(
         self, layer: SparseLayer, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: torch.Tensor
@@ -134,7 +155,8 @@ class Observer:
         differentiable = GRADIENTS in self._kinds and output.requires_grad
         if not (differentiable or ACTIVATIONS in self._kinds):
             return
-        record = self._record.setdefault(layer.weight, Observed())
+        first = self._first[layer]
+        record = self._record.setdefault(first, Observed(reduce=self._reduce[first]))
         inputs = (args[0] if args else kwargs["input"]).detach().reshape(-1, layer.in_features).clone()
         if ACTIVATIONS in self._kinds:
             record.activations.append((inputs, output.detach().reshape(-1, layer.out_features).clone()))

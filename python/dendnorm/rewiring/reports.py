@@ -10,7 +10,7 @@ import torch
 
 from ..ops import library as _ops
 
-__all__ = ["LayerReport", "Outcome", "RewireReport", "of_layer"]
+__all__ = ["Edges", "LayerReport", "Outcome", "RewireReport", "of_layer"]
 
 Edges = tuple[torch.Tensor, torch.Tensor]
 
@@ -23,7 +23,8 @@ class LayerReport:
         name: the layer's name in the model.
         k: how many connections went, and as many came.
         removed, grown: output and input neuron of each: two int64 tensors (k,), in column order. A position may be in
-            both: one that was emptied is as likely to be taken again as any other.
+            both: one that was emptied is as likely to be taken again as any other. Of a sharded layer they are in
+            host memory.
         nnz: number of connections of the layer, the same before and after.
     """
 

@@ -132,7 +132,7 @@ def _plan(
     index: int,
 ) -> _Change:
     for each in layers:
-        check_writable(name, each)
+        check_writable(name, each, "resized")
     layer = layers[0]
     old, rows = layer.weight, layer.out_features
     companions = companions_of(name, old, optimizer if old.requires_grad else None, "resized")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +12,13 @@ from torch import nn
 from .._arguments import real, whole
 from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
+from ..nn.spread import is_spread
 from ..ops import library as _ops
+from . import sharded
+from .agreement import Facts, Ranks
 from .companions import Companions, companions_of
 from .groups import Group, check_shared, groups_of
-from .observing import DROPS, GROWS, Observer, Turn
+from .observing import DROPS, GROWS, Observer, Turn, check_observed
 from .optimizers import check_held, check_kind, is_optimizer, stepping
 from .reports import LayerReport, Outcome, RewireReport, of_layer
 from .steps import Timetable, skips_of
@@ -62,6 +66,9 @@ class SET:
     known later: the device then writes nothing, and the error is raised by whatever comes first of reading the report,
     ``state_dict()`` and the next ``step()``. Where the layers and their optimizer's state lie on several devices,
     ``step()`` waits for them and raises by itself.
+
+    Layers that ``fully_shard`` has sharded are rewired by all ranks together, one layer at a time: every rank must call
+    ``step()``, and if one of them cannot, all raise. Rules that look at samples then sum over the ranks by themselves.
 
     That is the default pair of rules. ``drop`` and ``grow`` take others: RigL, for one, is ``grow="gradient"``. Rules
     that look at what passes through a layer need it to be observed: ``observe()``, or by itself with ``every``.
@@ -115,6 +122,7 @@ class SET:
         self.drop_rule, self.grow_rule = DROPS.resolve(drop), GROWS.resolve(grow)
         self.zeta = zeta
         self.seed = whole("seed", seed, 0)
+        sharded.resharded(model)
         self._timetable = Timetable(every, start, stop)
         self.report: RewireReport | None = None
         self._steps = 0  # rewirings so far
@@ -164,19 +172,25 @@ class SET:
         self._settle()
         self._timetable.settle()
         number = self._steps + 1  # 0 is the draw of a fresh layer
-        zeta = _zeta(self.share(number))
-        layers, left = self._layers()
-        companions = [companions_of(name, group[0].weight, self.optimizer) for _, name, group in layers]
+        ranks = Ranks(self.model)
+        with ranks.together() as facts:
+            sharded.resharded(self.model)
+            zeta = _zeta(self.share(number))
+            layers, left = self._layers()
+            companions = [companions_of(name, group[0].weight, self.optimizer) for _, name, group in layers]
+            for (_, name, group), moving in zip(layers, companions, strict=True):
+                self._check_shard(facts, name, group[0], len(moving.tensors), zeta, number)
         tensors = [group[0].weight for *_, group in layers] + [each for one in companions for each in one.tensors]
         devices = {tensor.device for tensor in tensors}
         statuses = [None] * len(layers)
-        if deferred := _defers(devices):
+        if deferred := not ranks and _defers(devices):
             found = torch.full((len(layers), _STATUS_WORDS), _ops.CLEAR, dtype=torch.int64, device=devices.pop())
             statuses = list(found)
-        planned = [
-            self._plan(name, group, zeta, number, index, moving, status)
-            for (index, name, group), moving, status in zip(layers, companions, statuses, strict=True)
-        ]
+        planned = []
+        for (index, name, group), moving, status in zip(layers, companions, statuses, strict=True):
+            plan = functools.partial(self._plan, name, group, zeta, number, index, moving, status)
+            with ranks.together() as facts:
+                planned.append(sharded.planned(plan, name, group, moving, self._reads_gradients, facts))
         worst = found[found[:, :1].argmin(0)].flatten() if deferred else None
         for rewiring in planned:
             rewiring.write(worst)
@@ -210,6 +224,7 @@ class SET:
         """
         if self._observer is not None:
             self._observer.stop()
+        sharded.resharded(self.model)
         self._observer = Observer((layers for *_, layers in self._layers()[0]), self._looks_at)
         return self._observer
 
@@ -370,6 +385,7 @@ class SET:
                 ccol, row, self.importance(layer), k, sound=True, status=status
             )
             keys = self.grow(layer, left, row_left, k, step, index)
+            del left, row_left  # a layer's plan may take no more memory than the layer
             values = self.draw(layer, k, step, index, home)
             if not isinstance(values, torch.Tensor):
                 kind, got = str(dtype).removeprefix("torch."), type(values).__name__
@@ -385,3 +401,19 @@ class SET:
         went, came = ((row.to(device), col.to(device)) for row, col in (gone, (came_row, came_col)))
         report = LayerReport(name, k, went, came, layer.nnz)
         return Rewiring(layers, report, Pattern(*views), source, values, writes)
+
+    def _check_shard(self, facts: Facts, name: str, layer: SparseLayer, entries: int, zeta: float, step: int) -> None:
+        """What ranks that share a layer out must have in common, and what may fail on one of them."""
+        sharded.note_layer(facts, name, layer, entries, seed=self.seed, step=step, zeta=zeta)
+        if is_spread(layer.weight):
+            try:
+                check_observed(None if self._observer is None else self._observer.of(layer), self._looks_at)
+            except ValueError as error:
+                raise of_layer(name, error) from None
+
+    @property
+    def _reads_gradients(self) -> bool:
+        """Whether a plan may look at the weights' gradients, as far as can be known."""
+        own = type(self)
+        variant = (own.importance, own.grow, own.draw) != (SET.importance, SET.grow, SET.draw)
+        return variant or getattr(self.drop_rule, "reads_gradient", True)
