@@ -283,9 +283,10 @@ class SparseLinear(SparseLayer):
             self.bias.zero_()
 
     def extra_repr(self) -> str:
+        norm = repr(self.norm) if self.norm.name.startswith("Norm(") else self.norm.extra_repr()
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None},"
-            f" nnz={self.nnz}, density={self.density:.3g}, norm={self.norm.name}"
+            f" nnz={self.nnz}, density={self.density:.3g}, norm={norm}"
         )
 
     def __repr__(self) -> str:
