@@ -317,13 +317,13 @@ def test_what_was_not_saved_cannot_be_loaded(tmp_path):
         dendnorm.load(tmp_path / "b.safetensors", parts[0])
     with pytest.raises(TypeError, match="model must be"):
         dendnorm.load(tmp_path / "a.safetensors", {})
-    for given in ((tmp_path / "a.safetensors", {}), ({}, tmp_path / "a.safetensors")):
-        with pytest.raises(TypeError, match="model must be .* got dict; dendnorm.save takes the model itself"):
-            dendnorm.save(*given)
-    for given in ((3, parts[0]), (parts[0], 3)):
+    for pair in ((tmp_path / "a.safetensors", {}), ({}, tmp_path / "a.safetensors")):
+        with pytest.raises(TypeError, match=r"model must be .* got dict; dendnorm.save takes the model itself"):
+            dendnorm.save(*pair)
+    for pair in ((3, parts[0]), (parts[0], 3)):
         for call in (dendnorm.save, dendnorm.load):
-            with pytest.raises(TypeError, match="path must be a str or os.PathLike, got int"):
-                call(*given)
+            with pytest.raises(TypeError, match=r"path must be a str or os.PathLike, got int"):
+                call(*pair)
 
 
 def test_path_and_model_in_the_order_of_torch_save(tmp_path):

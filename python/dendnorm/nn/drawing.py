@@ -48,7 +48,7 @@ def _all_below(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _some_below(counts: torch.Tensor, most: int, draw: torch.Generator | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row i with ``most`` different numbers below ``counts[i]``, or with all where there are fewer; int64, ascending."""
+    """Row i with ``most`` different numbers below ``counts[i]``, or all where there are fewer; int64, ascending."""
     wanted = counts.clamp(max=most)
     base = int(counts.max()) if len(counts) else 1
     # Where more than half are wanted they are drawn out of all, elsewhere one by one until they are different.
