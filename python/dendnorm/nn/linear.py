@@ -13,6 +13,7 @@ from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
 from .norms import Norm, resolve
 from .pattern import Pattern, require_tensors
+from .plain import refuse_trace
 
 __all__ = ["SparseLinear"]
 
@@ -203,6 +204,7 @@ class SparseLinear(SparseLayer):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if is_compiling():
             return self._product(input)
+        refuse_trace()
         try:
             return self._product(input)
         except ValueError as error:
