@@ -39,8 +39,8 @@ if DEVICE != "cpu":
 # What `make test-fast` leaves out, beside tests marked "slow": files of trainers, other processes, whole trainings and
 # builds, and single tests that start many processes or train.
 SLOW_FILES = {
-    "bench", "cli", "compatibility", "cpp", "data", "demo", "distributed", "docs", "ecosystem", "gpu_check", "models",
-    "optimizers", "paper", "site", "trainers", "training",
+    "architectures", "bench", "cli", "compatibility", "cpp", "data", "demo", "distributed", "docs", "ecosystem",
+    "gpu_check", "models", "optimizers", "paper", "site", "trainers", "training",
 }  # fmt: skip
 SLOW_TESTS = {
     "test_killed_at_any_moment_the_previous_checkpoint_loads",

@@ -317,8 +317,20 @@ def test_what_was_not_saved_cannot_be_loaded(tmp_path):
         dendnorm.load(tmp_path / "b.safetensors", parts[0])
     with pytest.raises(TypeError, match="model must be"):
         dendnorm.load(tmp_path / "a.safetensors", {})
-    with pytest.raises(TypeError, match="model must be"):
-        dendnorm.save(tmp_path / "a.safetensors", {})
+    for pair in ((tmp_path / "a.safetensors", {}), ({}, tmp_path / "a.safetensors")):
+        with pytest.raises(TypeError, match=r"model must be .* got dict; dendnorm.save takes the model itself"):
+            dendnorm.save(*pair)
+    for pair in ((3, parts[0]), (parts[0], 3)):
+        for call in (dendnorm.save, dendnorm.load):
+            with pytest.raises(TypeError, match=r"path must be a str or os.PathLike, got int"):
+                call(*pair)
+
+
+def test_path_and_model_in_the_order_of_torch_save(tmp_path):
+    model, twin = network(), network(seed=1)
+    dendnorm.save(model, str(tmp_path / "a.safetensors"), extra=3)
+    assert dendnorm.load(twin, tmp_path / "a.safetensors", adopt_pattern=True) == 3
+    torch.testing.assert_close(dict(twin.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
 
 
 def test_a_part_that_refuses_takes_the_others_back(tmp_path):

@@ -217,6 +217,15 @@ def test_an_unknown_device_is_one_sentence(tmp_path, capsys, name):
         device.choose_device(name)
 
 
+@pytest.mark.parametrize("command", ["train", "demo", "bench"])
+def test_a_device_is_looked_at_before_packages_are_asked_for(tmp_path, capsys, monkeypatch, command):
+    for name in ("tqdm", "matplotlib", "matplotlib.figure", "sklearn", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    error = ends_in_one_sentence(capsys, command, "--device", "cuda:99", "--out", str(tmp_path / "out"))
+    assert "cuda:99" in error and "pip install" not in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_package_names_what_can_be_installed(tmp_path, capsys, monkeypatch):
     needs = ["torch>=2.11", "tqdm; extra == 'train'", 'matplotlib ; extra == "train"', 'scipy; extra == "bench"']
     monkeypatch.setattr(metadata, "requires", lambda name: needs)

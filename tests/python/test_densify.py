@@ -72,7 +72,7 @@ def test_densify_refuses_by_name():
     with pytest.raises(ValueError, match="skip must name modules"):
         dendnorm.densify(network(), skip=["head"])
     model = network()
-    nn.utils.parametrizations.spectral_norm(model[0])
+    nn.utils.spectral_norm(model[0])
     with pytest.raises(ValueError, match="spectral_norm"):
         dendnorm.densify(model)
     assert isinstance(model[2], SparseLinear)
@@ -140,6 +140,19 @@ def onnx_outputs(program: torch.export.ExportedProgram, x: torch.Tensor, path) -
     torch.onnx.export(program, dynamo=True).save(path)
     session = runtime.InferenceSession(path)
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+@pytest.mark.feature("torch.onnx.export of a sparse model: works with dynamo=True, else names densify")
+def test_onnx_of_a_sparse_model(tmp_path):
+    model, x = network().eval(), torch.randn(9, 12)
+    with pytest.raises(RuntimeError, match=r"dynamo=True\).*dendnorm\.densify\(model\)"):
+        torch.onnx.export(model, (x,), tmp_path / "model.onnx", dynamo=False)
+    with torch.no_grad():
+        wanted = model(x)
+    program = exported(model, torch.randn(4, 12))
+    torch.testing.assert_close(onnx_outputs(program, x, tmp_path / "model.onnx"), wanted)
+    torch.onnx.export(model, (x,), tmp_path / "direct.onnx", dynamo=True)
+    assert any("dendnorm" in str(node.target) for node in program.graph.nodes)  # nothing else decomposes it
 
 
 def exported(model: nn.Module, x: torch.Tensor) -> torch.export.ExportedProgram:

@@ -99,9 +99,19 @@ def test_the_default_dtype_is_followed_where_it_can_be():
 
 def test_repr_is_one_line():
     layer = SparseLinear(784, 100, density=0.2, norm="l0")
-    line = "SparseLinear(in_features=784, out_features=100, bias=True, nnz=15680, density=0.2, norm=l0)"
+    line = "SparseLinear(in_features=784, out_features=100, bias=True, nnz=15680, density=0.2, norm=l0, s=156.8)"
     assert repr(layer) == line
     assert repr(torch.nn.Sequential(layer)) == f"Sequential(\n  (0): {line}\n)"
+    for norm, told in [
+        (None, "norm=none)"),
+        (dendnorm.norms.l0(s=25.0), "norm=l0, s=25)"),
+        (dendnorm.norms.joint(s=2.0), "norm=joint, p=2, s=2)"),
+        ("lp-variable:3", "norm=lp-variable:3, p=3, s=0.7961)"),
+        (dendnorm.norms.Norm(0.5, 1, 3, s=2.0), "norm=Norm(a=0.5, b=1, p=3, s=2))"),
+    ]:
+        assert told in repr(SparseLinear(20, 10, density=0.5, norm=norm))
+    pattern = repr(layer.pattern)
+    assert pattern == "Pattern(out_features=100, in_features=784, nnz=15680, device='cpu')"
 
 
 # Converted

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import dendnorm
 from dendnorm import SparseLinear
@@ -266,20 +267,53 @@ def test_a_lazy_layer_is_replaced_after_its_first_batch():
     assert list(dendnorm.sparsify(model, 0.5)) == ["0"]
 
 
-@pytest.mark.feature("spectral_norm, weight_norm and orthogonal on a sparse weight are refused by name")
-@pytest.mark.parametrize(
-    "wrap",
-    [nn.utils.parametrizations.spectral_norm, nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm,
-     nn.utils.weight_norm],
-)  # fmt: skip
+OF_MATRICES = {
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+    "old weight_norm": nn.utils.weight_norm,
+    "ln_structured": lambda layer: prune.ln_structured(layer, "weight", 0.5, 2, 0),
+    "random_structured": lambda layer: prune.random_structured(layer, "weight", 0.5, 0),
+}
+
+
+@pytest.mark.feature("spectral_norm, weight_norm, orthogonal, pruning of rows on a sparse weight: refused by name")
+@pytest.mark.parametrize("name", OF_MATRICES)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_what_is_made_for_matrices_is_refused_on_a_sparse_weight(wrap):
-    layer = wrap(SparseLinear(6, 4, 0.5, seed=0))
+def test_what_is_made_for_matrices_is_refused_on_a_sparse_weight(name):
+    model, x = nn.Sequential(SparseLinear(6, 4, 0.5, seed=0)), torch.randn(2, 6)
+    wanted = model(x)
+    message = rf"weight must not be computed by {name.split()[-1]}.*sparse layer.*densify"
+    with pytest.raises(ValueError, match=message):
+        OF_MATRICES[name](model[0])
+    assert torch.equal(model(x), wanted) and not model[0]._forward_pre_hooks
+    dendnorm.densify(model)
+    assert OF_MATRICES[name](model[0])(x).shape == (2, 4)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_old_spectral_norm_is_refused_when_it_computes():
+    layer = nn.utils.spectral_norm(SparseLinear(6, 4, 0.5, seed=0))
     for call in (lambda: layer(torch.randn(2, 6)), layer.effective_weight, layer.to_dense):
-        with pytest.raises(ValueError, match=r"weight must not be computed by (spectral|weight)_norm.*sparse layer"):
+        with pytest.raises(ValueError, match=r"weight must not be computed by spectral_norm.*sparse layer"):
             call()
-    with pytest.raises(ValueError, match="Expected a matrix"):
-        nn.utils.parametrizations.orthogonal(SparseLinear(6, 4, 0.5))
+
+
+@pytest.mark.parametrize("name", [*OF_MATRICES, "old spectral_norm", "l1_unstructured"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_computes_a_weight_before_is_right_or_named(name):
+    """sparsify comes afterwards."""
+    more = {"old spectral_norm": nn.utils.spectral_norm,
+            "l1_unstructured": lambda layer: prune.l1_unstructured(layer, "weight", 0.5)}  # fmt: skip
+    model, x = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 4)).eval(), torch.randn(2, 6)
+    (OF_MATRICES | more)[name](model[0])
+    wanted = model(x)
+    replaced = dendnorm.sparsify(model, None, norm="none")
+    pruned = "structured" in name
+    assert list(replaced) == (["0", "2"] if pruned else ["2"])
+    if not pruned:
+        assert "computes its weight" in replaced.left["0"] and "remove" in replaced.left["0"]
+    torch.testing.assert_close(model(x), wanted)
 
 
 # Layouts of inputs

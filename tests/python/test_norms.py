@@ -54,7 +54,8 @@ def test_factories_equal_the_strings():
     }
     for name, norm in made.items():
         assert norm.name == name
-        assert repr(norm) == f"Norm({name})"
+        order = f", p={norm.p:g}" if norm.b else ""
+        assert repr(norm) == f"Norm({name}{order})"
     assert norms.resolve(None).name == "none"
     assert norms.resolve(made["l0"]) is made["l0"]
     assert repr(norms.Norm(0.5, -1, 3, variable=True, s=2)) == "Norm(a=0.5, b=-1, p=3, variable=True, s=2)"

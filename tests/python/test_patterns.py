@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 import dendnorm
 from dendnorm import SET, Pattern, SparseLinear, patterns
+from dendnorm.nn import drawing
 
 MAKERS = {
     "uniform": lambda seed: patterns.uniform(49, 40, 0.2, seed=seed),
@@ -33,12 +37,7 @@ def mask_of(pattern: Pattern) -> torch.Tensor:
 
 
 def layer_of(pattern: Pattern, norm: str | None = "l0") -> SparseLinear:
-    """Through CSR, with values as a fresh layer has them."""
-    values = torch.randn(pattern.nnz)
-    return SparseLinear.from_csr(
-        pattern.crow_indices, pattern.col_indices, values, shape=(pattern.out_features, pattern.in_features),
-        bias=torch.zeros(pattern.out_features), norm=norm,
-    )  # fmt: skip
+    return SparseLinear(pattern=pattern, norm=norm)
 
 
 @every_maker
@@ -127,6 +126,77 @@ def test_scale_free_degrees_have_a_heavy_tail():
     plain = patterns.uniform(400, 300, nnz=3000, seed=0)
     for degrees in (lambda p: p.crow_indices.diff(), lambda p: p.ccol_indices.diff()):
         assert int(degrees(pattern).max()) > 3 * int(degrees(plain).max())
+
+
+def test_a_field_has_so_many_of_its_pixels_and_each_as_often():
+    seen = torch.zeros(8, 6, 6)
+    for seed in range(400):
+        mask = mask_of(patterns.local((6, 6), 8, radius=2, synapses=7, seed=seed)).view(8, 6, 6)
+        seen += mask
+    whole = mask_of(patterns.local((6, 6), 8, radius=2)).view(8, 6, 6)
+    assert torch.equal(seen > 0, whole)
+    for counts, field in zip(seen, whole, strict=True):
+        size, share = int(field.sum()), 7 / int(field.sum())
+        assert size > 7 and int(counts.sum()) == 7 * 400
+        assert float((counts[field] - 400 * share).abs().max()) < 5 * (400 * share * (1 - share)) ** 0.5
+    few = patterns.local((6, 6), (6, 6), radius=1, synapses=9, seed=0).crow_indices.diff()
+    assert set(few.tolist()) == {4, 6, 9}  # at the edges fields are cut
+
+
+@pytest.mark.parametrize("exponent", [1.5, 2.2, 4.0])
+def test_scale_free_is_drawn_in_proportion(exponent):
+    """Against the definition: one position after the other, in proportion to its weight, of those that are left."""
+    rows, cols, count, trials, power = 9, 12, 10, 3000, 1 / (exponent - 1)
+    weights = torch.outer(torch.arange(1, rows + 1) ** -power, torch.arange(1, cols + 1) ** -power).double().flatten()
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.zeros(rows * cols).double()
+    for _ in range(trials):
+        wanted[torch.multinomial(weights, count, generator=generator)] += 1
+    got = torch.zeros_like(wanted)
+    for seed in range(trials):
+        row, col = drawing.power_law(rows, cols, count, power, torch.Generator().manual_seed(seed))
+        order = torch.Generator().manual_seed(seed)  # its ranks are random, and drawn first
+        ranks = [torch.randperm(size, generator=order).argsort() for size in (rows, cols)]
+        got[ranks[0][row] * cols + ranks[1][col]] += 1
+    share = (got + wanted) / (2 * trials)
+    error = (2 * trials * share * (1 - share)).sqrt()
+    assert float(((got - wanted).abs() / error.clamp(min=1)).max()) < 4.5
+
+
+def test_scale_free_may_be_dense():
+    for density in (0.3, 0.9, 1.0):
+        assert patterns.scale_free(30, 20, density, seed=0).nnz == round(density * 600)
+
+
+LARGE = """
+import resource, torch
+from dendnorm import patterns
+size = 100_000  # positions: 10 GB of bool
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+made = [
+    patterns.uniform(size, size, nnz=300_000, seed=0),
+    patterns.banded(size, size, 1),
+    patterns.local((250, 400), size, 1),
+    patterns.local((250, 400), size, 200, synapses=3, seed=0),
+    patterns.branches((250, 400), size // 4, 4, 3, seed=0),
+    patterns.branches((250, 400), size // 4, 4, 3, fields="local", radius=9, seed=0),
+    patterns.scale_free(size, size, nnz=300_000, seed=0),
+    patterns.blocks(size, size, 10, 3e-5, seed=0),
+    patterns.block_diagonal(size, size, size // 2),
+]
+assert all((each.in_features, each.out_features) == (size, size) for each in made)
+print(*(each.nnz for each in made))
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_that_of_the_connections():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    uniform, banded, near, *drawn, scale_free, blocks, diagonal = map(int, done.stdout.split())
+    assert drawn == [300_000] * 3 and uniform == scale_free == blocks == 300_000
+    assert banded == 3 * 100_000 - 2 and diagonal == 200_000 and 600_000 < near < 900_000
 
 
 @pytest.mark.parametrize(

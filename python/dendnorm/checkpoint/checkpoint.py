@@ -25,9 +25,12 @@ from .container import FORMAT, encode, read, write
 __all__ = ["describe", "load", "save"]
 
 
+Path = str | os.PathLike
+
+
 def save(
-    path: str | os.PathLike,
-    model: nn.Module,
+    path: Path | nn.Module,
+    model: nn.Module | Path,
     optimizer: torch.optim.Optimizer | None = None,
     rewirer: Any = None,
     extra: Any = None,
@@ -41,7 +44,7 @@ def save(
     saves the module inside the wrapper (``ddp.module``).
 
     Args:
-        path: the file; its folder must exist.
+        path: the file; its folder must exist. It may come after the model, as ``torch.save`` has it.
         model: its ``state_dict()`` is saved; a tensor that it holds under several names once.
         optimizer: any torch optimizer of it, or None.
         rewirer: ``SET`` or anything whose ``state_dict()`` holds what ``extra`` may hold, or None.
@@ -54,8 +57,7 @@ def save(
         OSError: the file cannot be written; what was at ``path`` is untouched.
         ImportError: without the package safetensors.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    path, model = _in_order(path, model, "save")
     require("safetensors.torch", "train")
     tensors: dict[str, torch.Tensor] = {}
     document: dict[str, Any] = {"format": FORMAT, "layers": _layers(model), "shared": _shared(model)}
@@ -75,8 +77,8 @@ def save(
 
 
 def load(
-    path: str | os.PathLike,
-    model: nn.Module,
+    path: Path | nn.Module,
+    model: nn.Module | Path,
     optimizer: torch.optim.Optimizer | None = None,
     rewirer: Any = None,
     *,
@@ -90,7 +92,7 @@ def load(
     where the model has them, so a checkpoint moves between devices.
 
     Args:
-        path: the file.
+        path: the file. It may come after the model.
         model: of the same architecture, with as many connections in each sparse layer.
         optimizer, rewirer: None leaves the file's aside; what is given must be in the file.
         adopt_pattern: whether sparse layers take the file's connections where theirs are others, as ``load_state_dict``
@@ -106,8 +108,7 @@ def load(
             optimizer and rewirer are then as they were.
         ImportError: without the package safetensors.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    path, model = _in_order(path, model, "load")
     try:
         content = read(path)
         for name, wanted in (("optimizer", optimizer), ("rewirer", rewirer), ("rng", rng or None)):
@@ -132,7 +133,7 @@ def load(
     return content["extra"]
 
 
-def describe(path: str | os.PathLike) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, without a model: enough to build the model that it fits.
 
     Returns:
@@ -152,6 +153,18 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     holds = [name for name in ("optimizer", "rewirer", "rng") if name in content]
     return {"format": FORMAT, "layers": content["layers"], "tensors": tensors, "holds": holds,
             "extra": content["extra"]}  # fmt: skip
+
+
+def _in_order(path: Path | nn.Module, model: nn.Module | Path, name: str) -> tuple[Path, nn.Module]:
+    """The path and the model, which may be given the other way round."""
+    if isinstance(path, nn.Module) > isinstance(model, nn.Module) or isinstance(model, Path) > isinstance(path, Path):
+        path, model = model, path
+    if not isinstance(model, nn.Module):
+        hint = f"; dendnorm.{name} takes the model itself" if isinstance(model, Mapping) else ""
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{hint}")
+    if not isinstance(path, Path):
+        raise TypeError(f"path must be a str or os.PathLike, got {type(path).__name__}")
+    return path, model
 
 
 def _sentence(error: Exception) -> str:

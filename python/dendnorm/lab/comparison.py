@@ -37,9 +37,9 @@ def run(settings: Settings, out: str | Path, progress: bool = True, overwrite: b
         ValueError, OSError, ImportError: before anything is trained; FileExistsError where `out` holds results and
             they may not be overwritten.
     """
+    device = choose_device(settings.device)  # first: what is missing may be installed, a GPU may not
     require("tqdm", "train")
     require("matplotlib.figure", "train")
-    device = choose_device(settings.device)
     data = load_data(settings, device)
     out = open_folder(out, RESULTS, overwrite)
     results: dict[str, Any] = {

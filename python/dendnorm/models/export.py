@@ -1,4 +1,4 @@
-"""A layer's ops in terms of PyTorch's own, so that an exported program runs where dendnorm is not installed."""
+"""Programs that run where dendnorm is not installed: the layer's ops decomposed into PyTorch's own, and ONNX's."""
 
 from __future__ import annotations
 
@@ -8,80 +8,10 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from ..nn import plain
 from ..ops import library as _ops
 
 __all__ = ["decompositions"]
-
-
-def _effective_weight(
-    weight: torch.Tensor,
-    excitability: torch.Tensor | None,
-    row: torch.Tensor,
-    rows: int,
-    a: float,
-    b: float,
-    p: float,
-) -> torch.Tensor:
-    """w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i (Bird and Cuntz, Eq 1 to 6), in column order; ``row`` is int64."""
-    factor = torch.ones(rows, dtype=weight.dtype, device=weight.device)
-    if excitability is not None:
-        factor = factor * excitability
-    if a != 0:
-        degrees = torch.zeros_like(factor).index_add(0, row, torch.ones_like(weight))
-        factor = factor / degrees.clamp(min=1) ** a
-    if b != 0:
-        size = weight.abs()
-        top = torch.zeros_like(factor).scatter_reduce(0, row, size, "amax")
-        safe = torch.where(top > 0, top, torch.ones_like(top))
-        # Divided first: powers of large values would overflow.
-        power = torch.zeros_like(factor).index_add(0, row, (size / safe.index_select(0, row)) ** p)
-        length = safe * torch.where(top > 0, power, torch.ones_like(power)) ** (1 / p)
-        # A row of zeros has no direction, and its effective weights are 0.
-        factor = torch.where(top > 0, factor / length**b, torch.zeros_like(factor))
-    return weight * factor.index_select(0, row)
-
-
-def _effective(
-    weight: torch.Tensor,
-    excitability: torch.Tensor | None,
-    ccol_indices: torch.Tensor,
-    row_indices: torch.Tensor,
-    crow_indices: torch.Tensor,
-    col_indices: torch.Tensor,
-    perm: torch.Tensor,
-    a: float,
-    b: float,
-    p: float,
-) -> torch.Tensor:
-    return _effective_weight(weight, excitability, row_indices.long(), crow_indices.shape[0] - 1, a, b, p)
-
-
-def _sparse_linear(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    excitability: torch.Tensor | None,
-    ccol_indices: torch.Tensor,
-    row_indices: torch.Tensor,
-    crow_indices: torch.Tensor,
-    col_indices: torch.Tensor,
-    perm: torch.Tensor,
-    a: float,
-    b: float,
-    p: float,
-) -> torch.Tensor:
-    """The dense weight, written once for a call, and a dense product: what every runtime has fast kernels for."""
-    rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
-    row = row_indices.long()
-    effective = _effective_weight(weight, excitability, row, rows, a, b, p)
-    # The input neuron of each entry in row order, put into column order.
-    col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
-    dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
-    dense = dense.index_copy(0, row * cols + col, effective).view(rows, cols)
-    output = torch.matmul(input.to(weight.dtype), dense.t())  # sums in the dtype of the values, as the op's
-    if bias is not None:
-        output = output + bias
-    return output.to(input.dtype)
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
@@ -91,13 +21,32 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
         torch.export.save(program, "model.pt2")  # runs where dendnorm is not installed
 
     The program keeps the nnz values and their indices; a call makes the dense weight from them and multiplies by it.
-    Right for every norm, for neurons without connections and for 16-bit activations. ``torch.onnx.export`` takes the
-    decomposed program, too.
+    Right for every norm, for neurons without connections and for 16-bit activations. ``torch.onnx.export`` decomposes
+    so by itself.
 
     Returns:
         for each op a function that computes it with PyTorch's ops; a fresh dict, to be changed at will.
     """
     table: dict[OpOverload, Callable[..., Any]] = dict(torch.export.default_decompositions())
-    table[_ops.sparse_linear] = _sparse_linear
-    table[_ops.effective_weight] = _effective
-    return table
+    return table | _OURS
+
+
+_OURS: dict[OpOverload, Callable[..., Any]] = {
+    _ops.sparse_linear: plain.sparse_linear,
+    _ops.effective_weight: plain.effective_weight,
+}
+
+
+def _register() -> None:
+    """Let ``torch.onnx.export`` find the decompositions, which looks among those that PyTorch has."""
+    try:
+        from torch._decomp import decomposition_table, meta_table
+    except ImportError:  # private names, which may move
+        return
+    for op, function in _OURS.items():
+        decomposition_table[op] = function
+        # Fake tensors of unknown size would be sent through it, too, unless shapes have a rule in Python.
+        meta_table[op] = op
+
+
+_register()

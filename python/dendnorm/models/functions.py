@@ -1,4 +1,4 @@
-"""What a function is made of: what decorators hide, its syntax, and what compiled code says where there is none."""
+"""What a function is made of: what decorators hide, its syntax, what compiled code says, what it reaches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["owners_of_weight", "syntax_of", "unwrapped"]
+from torch import nn
+
+__all__ = ["holds_modules", "owners_of_weight", "surroundings", "syntax_of", "unwrapped"]
 
 _LAYERS = 12  # of decorators
 
@@ -52,3 +54,25 @@ def owners_of_weight(code: types.CodeType) -> Iterator[str]:
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
             yield from owners_of_weight(const)
+
+
+def holds_modules(value: Any) -> bool:
+    """Whether a value is a module, or an object of somebody's own that has one."""
+    if isinstance(value, nn.Module):
+        return True
+    own = getattr(value, "__dict__", None)
+    if not isinstance(own, dict) or isinstance(value, (type, types.ModuleType, types.FunctionType)):
+        return False
+    return any(isinstance(each, nn.Module) for each in own.values())
+
+
+def surroundings(function: types.FunctionType) -> Iterator[Any]:
+    """What a function reaches without being given it: in its closure, and among its globals."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    for name in function.__code__.co_names:
+        if isinstance(function.__globals__.get(name), nn.Module):
+            yield function.__globals__[name]

@@ -11,6 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from ..nn.linear import SparseLinear
+from .holders import holders
 from .readers import readers
 
 __all__ = ["CONV1D", "TYPES", "as_linear", "first_names", "kind_of", "places", "replace", "size", "skipper"]
@@ -99,7 +100,7 @@ def places(
     kinds, skipped = _check_types(types), skipper(model, skip)
     every = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
     candidates = {id(module): module for _, module in every if _is_linear(module)}
-    read = readers(model, candidates.values())
+    read, held = readers(model, candidates.values()), holders(model, candidates.values())
     # A module that is used in several places stays everywhere if one of its names is skipped.
     stays = {id(module) for name, module in every if id(module) in candidates and skipped(name)}
     left: dict[str, str] = {}
@@ -109,7 +110,7 @@ def places(
         key = id(module)
         if key not in reasons:
             if key in candidates:
-                reasons[key] = _why_not(module, kinds, key in stays, read.get(key))
+                reasons[key] = _why_not(module, kinds, key in stays, read.get(key), held.get(key))
             else:
                 reasons[key] = _other(module)
             if reasons[key] is not None:
@@ -119,7 +120,9 @@ def places(
     return chosen, left | _parameters(model)
 
 
-def _why_not(module: nn.Module, kinds: list[type | str], skipped: bool, reader: str | None) -> str | None:
+def _why_not(
+    module: nn.Module, kinds: list[type | str], skipped: bool, reader: str | None, holder: str | None
+) -> str | None:
     """Why a linear layer is left, or None."""
     if skipped:
         return "named in skip"
@@ -127,6 +130,8 @@ def _why_not(module: nn.Module, kinds: list[type | str], skipped: bool, reader: 
         return f"{type(module).__name__} has no size before a first batch: run one through the model, then sparsify"
     if reader is not None:
         return f"its weight is read by {reader}, which takes it for a matrix"
+    if holder is not None:
+        return f"{holder} holds it, too, besides the model's modules, and would go on with the dense layer"
     if "parametrizations" in module._modules:
         return "a parametrization computes its weight or bias: torch.nn.utils.parametrize.remove_parametrizations first"
     for hook in module._forward_pre_hooks.values():
@@ -152,13 +157,15 @@ def _other(module: nn.Module) -> str | None:
 
 
 def _parameters(model: nn.Module) -> dict[str, str]:
-    """Matrices that belong to a module itself, as ``nn.MultiheadAttention``'s for queries, keys and values do."""
+    """Matrices that belong to a module itself: of queries, keys and values in attention, of experts in a stack."""
     found = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is None or key == "weight" or isinstance(parameter, UninitializedTensorMixin):
                 continue
-            if parameter.dim() == 2 and min(parameter.shape) > 1 and key.endswith("weight"):
+            if min(parameter.shape, default=0) > 1 and (
+                parameter.dim() == 3 or (parameter.dim() == 2 and key.endswith("weight"))
+            ):
                 found[f"{name}.{key}".lstrip(".")] = f"a Parameter of {type(module).__name__} itself, not a module"
     return found
 

@@ -2,14 +2,15 @@
 
 ``F.linear(x, self.qkv.weight)`` takes a layer's weight for a matrix, which a sparse layer does not have. The
 ``forward`` of every module in a model, and what it calls, is followed with the model's own modules in the place of the
-names, in every branch. What reaches a weight in another way (through ``getattr`` with a name made at run time, an
-object that is no part of the model, compiled code) is not seen.
+names, in every branch. What reaches a weight in another way (through ``getattr`` with a name made at run time,
+compiled code) is not seen: a sparse layer tells it when it happens.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import inspect
 import types
 from collections.abc import Iterable, Iterator
@@ -18,13 +19,15 @@ from typing import Any
 
 from torch import nn
 
-from .functions import owners_of_weight, syntax_of, unwrapped
+from .functions import holds_modules, owners_of_weight, surroundings, syntax_of, unwrapped
 
 __all__ = ["readers"]
 
 # What may be asked of a weight whatever its shape.
 _HARMLESS = {"dtype", "device", "requires_grad", "is_cuda", "is_cpu", "is_meta", "grad", "grad_fn", "is_leaf"}
 _QUESTIONS = {"isinstance", "hasattr", "id", "type"}
+_GIVEN_ON = {"zip", "enumerate", "reversed", "list", "tuple", "iter", "next", "dict"}
+_PARAMETERS = {"parameters", "named_parameters", "state_dict", "get_parameter"}
 _BELOW = {"children", "modules", "named_children", "named_modules"}
 _DEPTH = 12
 # Torch looks into these layers' weights only to run a fused kernel, which it does not where one of them is sparse.
@@ -52,6 +55,7 @@ class _Frame:
     owner: type | None
     reader: str
     depth: int
+    returned: list[Any]
     names: dict[str, list[Any]] = field(default_factory=dict)
     first: str | None = None
 
@@ -66,6 +70,8 @@ def readers(model: nn.Module, layers: Iterable[nn.Module]) -> dict[int, str]:
             method = module.__dict__.get(name) or getattr(type(module), name, None)
             if method not in (None, nn.Module.__call__, nn.Module.forward):
                 search.call(method, [[module]], {}, f"{type(module).__name__}.{name}", 0)
+        for hook in [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]:
+            search.follow(hook, [[module]], f"a hook of {type(module).__name__}", 0)
     return search.found
 
 
@@ -74,33 +80,45 @@ class _Search:
 
     def __init__(self, layers: dict[int, nn.Module]) -> None:
         self.layers, self.found = layers, dict[int, str]()
-        self.done: set[tuple] = set()
+        self.done: dict[tuple, list[Any]] = {}
 
-    def call(self, function: Any, args: list[list[Any]], kwargs: dict[str, list[Any]], reader: str, depth: int) -> None:
-        """Follow a call, with what each argument may be."""
+    def call(
+        self, function: Any, args: list[list[Any]], kwargs: dict[str, list[Any]], reader: str, depth: int
+    ) -> list[Any]:
+        """Follow a call, with what each argument may be; what it may return."""
         function, bound = unwrapped(function)
         if function is None or function in _FUSED or depth > _DEPTH:
-            return
+            return []
         args = [*([value] for value in bound), *args]
         if args and any(id(value) in self.layers for value in args[0]) and self._is_method(function, args[0]):
-            return  # what a layer does with its own weight
-        key = (function.__code__, *(tuple(map(id, values)) for values in args),
-               *((name, *map(id, values)) for name, values in sorted(kwargs.items())))  # fmt: skip
+            return []  # what a layer does with its own weight
+        key = (function.__code__, *map(_identity, args),
+               *((name, _identity(values)) for name, values in sorted(kwargs.items())))  # fmt: skip
         if key in self.done:
-            return
-        self.done.add(key)
+            return self.done[key]
+        returned = self.done[key] = []
         tree = syntax_of(function.__code__)
         if tree is None:
             self._without_source(function, args, reader)
-            return
+            return returned
         owner = self._owner(function, args)
-        frame = _Frame(function, owner, reader, depth)
+        frame = _Frame(function, owner, reader, depth, returned)
         names = [argument.arg for argument in [*tree.args.posonlyargs, *tree.args.args]]
         frame.first = names[0] if names else None
         frame.names = dict(zip(names, args, strict=False)) | {name: list(values) for name, values in kwargs.items()}
         for _ in range(2):  # again for what a loop hands to its next turn
-            for statement in tree.body if isinstance(tree.body, list) else [tree.body]:
-                self.visit(statement, frame)
+            if isinstance(tree, ast.Lambda):
+                self.give(self.use(tree.body, frame), frame)
+            else:
+                for statement in tree.body:
+                    self.visit(statement, frame)
+        return returned
+
+    @staticmethod
+    def give(values: list[Any], frame: _Frame) -> None:
+        """What a function returns; a weight is noted where it is returned."""
+        known = frame.returned
+        known += [value for value in values if not isinstance(value, _Weight) and not any(value is k for k in known)]
 
     @staticmethod
     def _is_method(function: types.FunctionType, owners: list[Any]) -> bool:
@@ -140,6 +158,8 @@ class _Search:
                 self.visit(child, frame)
         elif isinstance(node, ast.expr):
             self.use(node, frame)
+        elif isinstance(node, ast.Return) and node.value is not None:
+            self.give(self.use(node.value, frame), frame)
         else:
             for child in ast.iter_child_nodes(node):
                 self.visit(child, frame)
@@ -156,7 +176,7 @@ class _Search:
     def use(self, node: ast.expr, frame: _Frame) -> list[Any]:
         """The value of an expression that does something with it: a weight is then read."""
         values = self.value(node, frame)
-        for value in values:
+        for value in [*values, *self.elements([each for each in values if isinstance(each, tuple)])]:
             if isinstance(value, _Weight):
                 self.found.setdefault(id(value.layer), frame.reader)
         return values
@@ -165,6 +185,8 @@ class _Search:
         """What an expression may stand for, as far as it is known; reads within it are noted."""
         if isinstance(node, ast.Name):
             return self.name(node.id, frame)
+        if isinstance(node, ast.Constant):
+            return [node.value] if isinstance(node.value, str) else []
         if isinstance(node, ast.Attribute):
             owners = self.value(node.value, frame)
             if node.attr not in _HARMLESS:
@@ -213,6 +235,8 @@ class _Search:
         """``owner.name``, without running a property: it is followed instead."""
         if id(owner) in self.layers and name == "weight":
             yield _Weight(owner)
+        elif id(owner) in self.layers and name == "_parameters":
+            yield {"weight": _Weight(owner)}
         elif isinstance(owner, types.ModuleType):
             yield from [vars(owner)[name]] if name in vars(owner) else []
         elif isinstance(owner, _Super):
@@ -232,7 +256,7 @@ class _Search:
     def _of_class(self, found: Any, owner: Any, frame: _Frame) -> Iterator[Any]:
         if isinstance(found, property):
             if found.fget is not None:
-                self.call(found.fget, [[owner]], {}, frame.reader, frame.depth + 1)
+                yield from self.call(found.fget, [[owner]], {}, frame.reader, frame.depth + 1)
         elif isinstance(found, types.FunctionType):
             yield types.MethodType(found, owner)
         else:
@@ -245,36 +269,50 @@ class _Search:
             owners = frame.names.get(frame.first or "", [])
             after = frame.owner
             return [_Super(owner, after) for owner in owners if after in type(owner).__mro__]
-        take = self.value if name in _QUESTIONS else self.use
+        take = self.value if name in _QUESTIONS | _GIVEN_ON else self.use
         args = [take(each.value if isinstance(each, ast.Starred) else each, frame) for each in node.args]
         kwargs = {each.arg or "": take(each.value, frame) for each in node.keywords}
-        if name == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
-            return [found for owner in args[0] for found in self.attribute(owner, str(node.args[1].value), frame)]
+        if name == "getattr" and len(args) > 1:
+            named = [value for value in [*args[1], *self.elements(args[1])] if isinstance(value, str)]
+            return [found for owner in args[0] for each in named for found in self.attribute(owner, each, frame)]
         if isinstance(node.func, ast.Attribute) and node.func.attr in ("values", "items"):
             return self.value(node.func.value, frame)
         if isinstance(node.func, ast.Attribute) and node.func.attr in _BELOW:
             owners = [owner for owner in self.value(node.func.value, frame) if isinstance(owner, nn.Module)]
             return [tuple(owner.modules()) for owner in owners]
-        if name in ("zip", "enumerate", "reversed", "list", "tuple", "iter", "next"):
+        if isinstance(node.func, ast.Attribute) and node.func.attr in _PARAMETERS:
+            owners = [owner for owner in self.value(node.func.value, frame) if id(owner) in self.layers]
+            if owners:
+                return [_Weight(owner) for owner in owners]
+        if name in _GIVEN_ON:
             return [value for values in args for value in values]
         kwargs.pop("", None)
-        for function in functions:
-            self._follow(function, args, kwargs, frame)
-        return []
+        handed = [value for values in [*args, *kwargs.values()] for value in values]
+        for function in handed:  # to be called there, as by checkpoint(self.inner, x)
+            if isinstance(function, (types.FunctionType, types.MethodType, functools.partial)):
+                self.follow(function, [], frame.reader, frame.depth + 1)
+        return [value for function in functions for value in self.follow(function, args, frame.reader, frame.depth + 1,
+                                                                         kwargs)]  # fmt: skip
 
-    def _follow(self, function: Any, args: list, kwargs: dict, frame: _Frame) -> None:
+    def follow(
+        self, function: Any, args: list[list[Any]], reader: str, depth: int, kwargs: dict[str, list[Any]] | None = None
+    ) -> list[Any]:
+        """Follow a call of anything that can be called, where it can reach a layer; what it may return."""
+        kwargs = kwargs or {}
+        given = [value for values in [*args, *kwargs.values()] for value in values]
         if isinstance(function, nn.Module):
-            handed = any(isinstance(value, nn.Module) for values in [*args, *kwargs.values()] for value in values)
-            if handed and id(function) not in self.layers:  # on its own it is followed anyway
-                self.call(type(function).forward, [[function], *args], kwargs, frame.reader, frame.depth + 1)
-            return
+            if id(function) in self.layers or not any(isinstance(value, nn.Module) for value in given):
+                return []  # on its own it is followed anyway
+            return self.call(type(function).forward, [[function], *args], kwargs, reader, depth)
         plain, bound = unwrapped(function)
+        if plain is None and isinstance(inspect.getattr_static(type(function), "__call__", None), types.FunctionType):
+            function = types.MethodType(type(function).__call__, function)
+            plain, bound = unwrapped(function)
         if plain is None or (plain.__module__ or "").partition(".")[0] == "torch":
-            return
-        given = [*bound, *(value for values in [*args, *kwargs.values()] for value in values)]
-        if not any(isinstance(value, nn.Module) for value in [*given, *self.elements(given)]):
-            return  # it has no layer to read
-        self.call(function, args, kwargs, _reader(frame.reader, plain, bound), frame.depth + 1)
+            return []
+        if not any(map(holds_modules, [*bound, *given, *self.elements(given), *surroundings(plain)])):
+            return []  # it has no layer to read
+        return self.call(function, args, kwargs, _reader(reader, plain, bound), depth)
 
     def elements(self, values: list[Any]) -> list[Any]:
         """What lies in containers; a container of containers gives those of all levels."""
@@ -290,12 +328,27 @@ class _Search:
     def item(self, values: list[Any], index: ast.expr) -> list[Any]:
         found: list[Any] = []
         for value in values:
+            if not isinstance(value, (list, tuple, dict, nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+                continue
             try:
                 key = ast.literal_eval(index)
                 found.append(value[key])
             except (ValueError, TypeError, KeyError, IndexError, SyntaxError, AttributeError):
                 found += self.elements([value])
         return found
+
+
+def _identity(values: list[Any]) -> tuple:
+    """What tells values apart, as far as layers are reached through them."""
+    told: list[Any] = []
+    for value in values:
+        if isinstance(value, tuple):
+            told.append(_identity(list(value)))
+        elif isinstance(value, (str, _Weight)):  # which are equal where they are the same
+            told.append(value)
+        elif callable(value) or holds_modules(value):
+            told.append(id(value))
+    return tuple(told)
 
 
 def _reader(reader: str, function: types.FunctionType, bound: list[Any]) -> str:

@@ -7,6 +7,7 @@ import torch
 from ..ops import library as _ops
 from .norms import Norm, resolve
 from .pattern import Pattern
+from .plain import refuse_trace
 
 __all__ = ["Pattern", "effective_weight", "sparse_linear"]
 
@@ -46,6 +47,7 @@ def sparse_linear(
         RuntimeError: shapes, dtypes or devices that do not fit; names the argument, what was expected and what came.
     """
     norm, excitability = _family(norm, excitability)
+    refuse_trace()
     return _ops.sparse_linear(input, weight, bias, excitability, *pattern, norm.a, norm.b, norm.p)
 
 
@@ -60,4 +62,5 @@ def effective_weight(
     Differentiable; arguments and errors are those of ``sparse_linear``.
     """
     norm, excitability = _family(norm, excitability)
+    refuse_trace()
     return _ops.effective_weight(weight, excitability, *pattern, norm.a, norm.b, norm.p)

@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from .._arguments import INT32_MAX
 from ..ops import library as _ops
 from .computed import computed
 from .norms import Norm, keeps_values
 from .pattern import Pattern
+from .plain import refuse_trace
+from .reading import handed_out, refuse_matrix_function
 from .row_view import MARK, SAVED, Patterned, is_plain, same_marks
 from .spread import is_spread, refuse_spread, widened
 
@@ -41,6 +44,22 @@ class SparseLayer(Patterned):
 
     bias: nn.Parameter | None
     norm: Norm
+
+    def __getattr__(self, name: str) -> Any:
+        found = nn.Module.__getattr__(self, name)
+        if name == "weight" and not is_compiling():
+            refuse_matrix_function(self)
+            return handed_out(self, found)
+        return found
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of any module; a matrix in the place of ``weight``, as tying to an embedding puts there, is refused."""
+        if name == "weight" and isinstance(param, torch.Tensor) and param.dim() != 1:
+            raise ValueError(
+                f"{type(self).__name__}: weight must be one-dimensional, the values of the connections, got shape"
+                f" {tuple(param.shape)}: a sparse layer cannot share a matrix. Name the layer in sparsify's skip"
+            )
+        super().register_parameter(name, param)
 
     def _allocate(
         self, in_features: int, out_features: int, nnz: int, bias: bool, device: torch.device, dtype: torch.dtype
@@ -92,6 +111,7 @@ class SparseLayer(Patterned):
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
         weight, norm = parameter_of(self, "weight"), self.norm
+        refuse_trace()
         refuse_spread(f"{self}", weight)
         weight, excitability = widened(weight, self._excitability())
         return _ops.effective_weight(weight, excitability, *self.pattern, norm.a, norm.b, norm.p)

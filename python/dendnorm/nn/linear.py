@@ -13,6 +13,7 @@ from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
 from .norms import Norm, resolve
 from .pattern import Pattern, require_tensors
+from .plain import refuse_trace
 from .spread import assigned, is_spread, refuse_spread, widened
 
 __all__ = ["SparseLinear"]
@@ -208,6 +209,7 @@ class SparseLinear(SparseLayer):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if is_compiling():
             return self._product(input)
+        refuse_trace()
         try:
             return self._product(input)
         except (ValueError, RuntimeError) as error:
@@ -293,9 +295,10 @@ class SparseLinear(SparseLayer):
             self.bias.zero_()
 
     def extra_repr(self) -> str:
+        norm = repr(self.norm) if self.norm.name.startswith("Norm(") else self.norm.extra_repr()
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None},"
-            f" nnz={self.nnz}, density={self.density:.3g}, norm={self.norm.name}"
+            f" nnz={self.nnz}, density={self.density:.3g}, norm={norm}"
         )
 
     def __repr__(self) -> str:

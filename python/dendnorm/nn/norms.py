@@ -114,8 +114,14 @@ class Norm(nn.Module):
         return _ops.name_of_norm(self.a, self.b, self.p, self.variable, self.scales)
 
     def extra_repr(self) -> str:
+        """Its name, the order of its norm, and where e starts: s, as given or as the first layer has it."""
         parts = [self.name] if not self.name.startswith("Norm(") else [self.name[5:-1]]
-        return ", ".join(parts + ([f"s={self.s:g}"] if self.s is not None else []))
+        if self.b != 0 and parts[0] == self.name:
+            parts.append(f"p={self.p:g}")
+        start = self.s if self.s is not None else self.start
+        if self.scales and start is not None:
+            parts.append(f"s={start:.4g}")
+        return ", ".join(parts)
 
     def check(self, out_features: int, dtype: torch.dtype, device: torch.device) -> None:
         """Whether a layer of this size, dtype and device may take this norm; changes nothing.

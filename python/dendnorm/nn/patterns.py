@@ -1,7 +1,8 @@
 """Makers of patterns: which of the (M, N) connections of a layer exist.
 
 Each returns a ``dendnorm.Pattern`` for M output and N input neurons. Whatever is drawn is drawn on the CPU from the
-seed alone, so a pattern is the same on every device. Images are taken as ``nn.Flatten`` lays them out.
+seed alone, so a pattern is the same on every device. Memory is of the number of connections, not of positions. Images
+are taken as ``nn.Flatten`` lays them out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 
 from .._arguments import connections, features, real, seed_of, whole
 from ..ops import library as _ops
+from .drawing import boxes, power_law
 from .pattern import Pattern
 
 __all__ = ["banded", "block_diagonal", "blocks", "branches", "from_csr", "from_mask", "local", "scale_free", "somata",
@@ -141,7 +143,8 @@ def local(
         (torch.arange(cells, dtype=torch.float64, device="cpu") + 0.5) * size / cells - 0.5
         for cells, size in zip(grid, sizes, strict=True)
     )).view(-1, len(sizes))[:count]  # fmt: skip
-    return _fields(places, sizes, radius, synapses, whole("channels", channels, 1), seed, device)
+    draw = None if synapses is None else _generator(seed_of(seed))
+    return _fields(places, sizes, radius, synapses, whole("channels", channels, 1), draw, device)
 
 
 def branches(
@@ -181,15 +184,14 @@ def branches(
         raise ValueError(f'radius must be given for "local" and "global" fields alone, got {radius!r} for {fields!r}')
     sizes = (whole("inputs", inputs, 1),) if isinstance(inputs, int) else _sizes("inputs", inputs)
     cells, each = whole("somata", somata, 1), whole("dendrites", dendrites, 1)
-    seed = seed_of(seed)
     reach: float = max(sizes) if radius is None else radius
-    draw = _generator(seed)
+    draw = _generator(seed_of(seed))
     pixels = torch.randint(math.prod(sizes), (cells if fields == "global" else cells * each,), generator=draw,
                            device="cpu")  # fmt: skip
     places = torch.stack(torch.unravel_index(pixels, sizes), 1).double()
     if fields == "global":
         places = places.repeat_interleave(each, 0)
-    return _fields(places, sizes, reach, synapses, 1, seed, device)
+    return _fields(places, sizes, reach, synapses, 1, draw, device)
 
 
 def somata(somata: int, dendrites: int, *, device: torch.device | str | None = None) -> Pattern:
@@ -211,7 +213,7 @@ def scale_free(
     """A bipartite scale-free graph: the degrees of both sides fall off as P(k) ~ k^-exponent, as far as sizes allow.
 
     Each neuron has an expected share of (rank + 1)^(-1 / (exponent - 1)) at a random rank, and connections are drawn
-    without replacement in proportion to the product of their ends' shares. Memory and time are those of N M numbers.
+    without replacement in proportion to the product of their ends' shares.
 
     Source: the static model, K.-I. Goh, B. Kahng and D. Kim, "Universal behavior of load distribution in scale-free
     networks", Physical Review Letters 87, 2001, for two kinds of nodes.
@@ -227,17 +229,8 @@ def scale_free(
     count, power = connections(density, nnz, rows * cols), real("exponent", exponent)
     if power <= 1:
         raise ValueError(f"exponent must be above 1, got {exponent}")
-    draw = _generator(seed_of(seed))
-
-    def logarithms(size: int) -> torch.Tensor:
-        ranks = torch.randperm(size, generator=draw, device="cpu").double()
-        return -(ranks + 1).log() / (power - 1)
-
-    # The largest of log weight + Gumbel noise are a draw without replacement in proportion to the weights.
-    noise = torch.rand(rows, cols, generator=draw, dtype=torch.float64, device="cpu").clamp_(min=1e-300)
-    score = noise.log_().neg_().log_().neg_() + logarithms(rows)[:, None] + logarithms(cols)
-    keys = score.flatten().topk(count).indices
-    return _of_edges(keys // cols, keys % cols, rows, cols, device)
+    row, col = power_law(rows, cols, count, 1 / (power - 1), _generator(seed_of(seed)))
+    return _of_edges(row, col, rows, cols, device)
 
 
 def from_mask(mask: torch.Tensor) -> Pattern:
@@ -284,25 +277,15 @@ def _fields(
     radius: float,
     synapses: int | None,
     channels: int,
-    seed: int | None,
+    draw: torch.Generator | None,
     device: torch.device | str | None,
 ) -> Pattern:
     """For each place (rows, dimensions) the pixels at most ``radius`` away in every dimension, or some of them."""
     reach = real("radius", radius)
     if reach < 0:
         raise ValueError(f"radius must be at least 0, got {radius}")
-    pixels = math.prod(sizes)
-    inside = torch.ones(len(places), 1, dtype=torch.bool, device="cpu")
-    for axis, size in enumerate(sizes):
-        line = torch.arange(size, dtype=torch.float64, device="cpu")
-        # Half a pixel at the least, so that every neuron sees the pixel that it lies in.
-        near = (line - places[:, axis, None]).abs() <= max(reach, 0.5) + 1e-9
-        inside = (inside[:, :, None] & near[:, None, :]).flatten(1)
-    inside = inside.repeat(1, channels)
     if synapses is not None:
-        most = min(whole("synapses", synapses, 1), pixels * channels)
-        noise = torch.rand(inside.shape, generator=_generator(seed_of(seed)), dtype=torch.float64, device="cpu")
-        chosen = torch.where(inside, noise, -1.0).topk(most, dim=1).indices
-        inside = inside & torch.zeros_like(inside).scatter_(1, chosen, True)
-    row, col = inside.nonzero(as_tuple=True)
-    return _of_edges(row, col, len(places), pixels * channels, device)
+        synapses = whole("synapses", synapses, 1)
+    # Half a pixel at the least, so that every neuron sees the pixel that it lies in.
+    row, col = boxes(places, sizes, max(reach, 0.5), channels, synapses, draw)
+    return _of_edges(row, col, len(places), math.prod(sizes) * channels, device)

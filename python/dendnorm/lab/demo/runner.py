@@ -49,9 +49,9 @@ def run(
         ValueError, OSError, ImportError: before anything is trained; FileExistsError where `out` holds results and
             they may not be overwritten.
     """
+    device = choose_device(sizes[0].device)
     tqdm = require("tqdm", "train").tqdm
     require("matplotlib.figure", "train")
-    device = choose_device(sizes[0].device)
     data = load_data(sizes[0], device)
     grid = replace(grid, validation=min(grid.validation, len(data.train_targets) // 5))
     held_out = data_module.hold_out(data, grid.validation)

@@ -1,0 +1,94 @@
+"""A layer's ops in terms of PyTorch's own: what programs hold that run where dendnorm is not installed."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+__all__ = ["effective_weight", "refuse_trace", "sparse_linear"]
+
+
+def refuse_trace() -> None:
+    """Refuse to be traced by ``torch.onnx.export(dynamo=False)``, which has no ONNX for sums at repeated indices.
+
+    Raises:
+        RuntimeError: in such a trace.
+    """
+    if torch._C._get_tracing_state() is None or "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
+        return
+    raise RuntimeError(
+        "sparse layers must be exported to ONNX with torch.onnx.export(..., dynamo=True), got dynamo=False; or make the"
+        " model dense before: dendnorm.densify(model)"
+    )
+
+
+def _in_rows(
+    weight: torch.Tensor,
+    excitability: torch.Tensor | None,
+    row: torch.Tensor,
+    rows: int,
+    a: float,
+    b: float,
+    p: float,
+) -> torch.Tensor:
+    """w_i = (e_i / (n_i^a ||v_i||_p^b)) v_i (Bird and Cuntz, Eq 1 to 6), in column order; ``row`` is int64."""
+    factor = torch.ones(rows, dtype=weight.dtype, device=weight.device)
+    if excitability is not None:
+        factor = factor * excitability
+    if a != 0:
+        degrees = torch.zeros_like(factor).index_add(0, row, torch.ones_like(weight))
+        factor = factor / degrees.clamp(min=1) ** a
+    if b != 0:
+        size = weight.abs()
+        top = torch.zeros_like(factor).scatter_reduce(0, row, size, "amax")
+        safe = torch.where(top > 0, top, torch.ones_like(top))
+        # Divided first: powers of large values would overflow.
+        power = torch.zeros_like(factor).index_add(0, row, (size / safe.index_select(0, row)) ** p)
+        length = safe * torch.where(top > 0, power, torch.ones_like(power)) ** (1 / p)
+        # A row of zeros has no direction, and its effective weights are 0.
+        factor = torch.where(top > 0, factor / length**b, torch.zeros_like(factor))
+    return weight * factor.index_select(0, row)
+
+
+def effective_weight(
+    weight: torch.Tensor,
+    excitability: torch.Tensor | None,
+    ccol_indices: torch.Tensor,
+    row_indices: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    perm: torch.Tensor,
+    a: float,
+    b: float,
+    p: float,
+) -> torch.Tensor:
+    return _in_rows(weight, excitability, row_indices.long(), crow_indices.shape[0] - 1, a, b, p)
+
+
+def sparse_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    excitability: torch.Tensor | None,
+    ccol_indices: torch.Tensor,
+    row_indices: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    perm: torch.Tensor,
+    a: float,
+    b: float,
+    p: float,
+) -> torch.Tensor:
+    """The dense weight, written once for a call, and a dense product: what every runtime has fast kernels for."""
+    rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
+    row = row_indices.long()
+    effective = _in_rows(weight, excitability, row, rows, a, b, p)
+    # The input neuron of each entry in row order, put into column order.
+    col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
+    dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
+    dense = dense.index_copy(0, row * cols + col, effective).view(rows, cols)
+    output = torch.matmul(input.to(weight.dtype), dense.t())  # sums in the dtype of the values, as the op's
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
