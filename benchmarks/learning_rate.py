@@ -1,13 +1,14 @@
 """Which learning rate suits a sparse layer: the best one for each density, norm, width and optimizer, and nn.Linear's.
 
-    python benchmarks/learning_rate.py --root FOLDER --out FOLDER [--widths 256] [--rates plain scaled] [--seeds 2]
+    python benchmarks/learning_rate.py --root FOLDER --out FOLDER [--widths 256] [--powers 0 1] [--seeds 2]
 
 Trains 784-M-M-10 with ReLU units on minibatches of 128 of Fashion-MNIST (`--root` holds its files), the two hidden
 layers sparse. No image comes twice, so a step's training loss is one on held-out images; a rate is judged by its mean
 over the last fifth of the steps, and that by its mean over seeds. Rates are powers of 2: three about the place where
 the best is expected, and more as long as the best of them is at the edge.
 
-"plain" is one rate for all parameters, "scaled" what `dendnorm.param_groups(density_scaled=True)` makes of it.
+The power is that of 1 / density in the rate of sparse values, `dendnorm.param_groups(density_scaled=True, power=...)`;
+with 0 there is one plain rate for all parameters.
 Finished cells are kept in OUT/learning_rate.jsonl and are not run again; `--table` only prints what is there.
 """
 
@@ -44,7 +45,7 @@ class Arm(NamedTuple):
     optimizer: str
     density: float | None
     norm: str
-    rates: str
+    power: float
 
 
 def network(arm: Arm, seed: int) -> nn.Module:
@@ -65,8 +66,8 @@ def network(arm: Arm, seed: int) -> nn.Module:
 def final_loss(arm: Arm, rate: float, inputs: torch.Tensor, targets: torch.Tensor, steps: int, seed: int) -> float:
     """Mean loss of the last fifth of the steps, each before its step; infinite where it diverged."""
     model = network(arm, seed)
-    scaled, kind = arm.rates == "scaled", arm.optimizer.removesuffix("w")
-    groups = dendnorm.param_groups(model, lr=rate, density_scaled=scaled, optimizer=kind)
+    scaled, kind = arm.power != 0, arm.optimizer.removesuffix("w")
+    groups = dendnorm.param_groups(model, lr=rate, density_scaled=scaled, optimizer=kind, power=arm.power)
     optimizer = torch.optim.SGD(groups) if arm.optimizer == "sgd" else torch.optim.AdamW(groups)
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
     losses = []
@@ -105,8 +106,8 @@ def expected(arm: Arm, chosen: dict[Arm, int]) -> int:
     """Where to look first: at the best rate of what is most alike."""
 
     def alike(seen: Arm) -> tuple[bool, ...]:
-        same_rates = seen.rates == arm.rates
-        return same_rates and seen.density == arm.density, same_rates and seen.norm == arm.norm, seen.width == arm.width
+        same = seen.power == arm.power
+        return same and seen.density == arm.density, same and seen.norm == arm.norm, seen.width == arm.width
 
     known = [seen for seen in chosen if seen.optimizer == arm.optimizer]
     # Of equals the latest, which is the one with the nearest density.
@@ -116,10 +117,10 @@ def expected(arm: Arm, chosen: dict[Arm, int]) -> int:
 def arms(options: argparse.Namespace) -> list[Arm]:
     found = []
     for width, kind in itertools.product(options.widths, options.optimizers):
-        found.append(Arm(width, kind, None, "nn.Linear", "plain"))
-        for rates, norm, density in itertools.product(options.rates, options.norms, options.densities):
-            if rates == "plain" or density < 1:  # with all connections both are one
-                found.append(Arm(width, kind, density, norm, rates))
+        found.append(Arm(width, kind, None, "nn.Linear", 0.0))
+        for power, norm, density in itertools.product(options.powers, options.norms, options.densities):
+            if power == 0 or density < 1:  # with all connections every power is the same
+                found.append(Arm(width, kind, density, norm, power))
     return found
 
 
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--densities", type=float, nargs="+", default=list(DENSITIES))
     parser.add_argument("--norms", nargs="+", default=list(NORMS))
     parser.add_argument("--optimizers", nargs="+", default=list(EXPECTED), choices=list(EXPECTED))
-    parser.add_argument("--rates", nargs="+", default=["plain", "scaled"], choices=["plain", "scaled"])
+    parser.add_argument("--powers", type=float, nargs="+", default=[0.0, 0.5, 1.0])
     parser.add_argument("--steps", type=int, default=300, help=f"of {BATCH} images; at most 468 (default: 300)")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--threads", type=int)
@@ -186,15 +187,15 @@ def report(chosen: dict[Arm, int], losses_of: Callable[[Arm], Losses], options: 
         return f"2^{chosen[arm]} ({exact}{statistics.fmean(losses(chosen[arm])):.3f})"
 
     for kind in options.optimizers:
-        print(f"\n| {kind}: width, rates | norm | " + " | ".join(f"{100 * d:g} %" for d in options.densities) + " |")
+        print(f"\n| {kind}: width, power | norm | " + " | ".join(f"{100 * d:g} %" for d in options.densities) + " |")
         print("|---" * (2 + len(options.densities)) + "|")
         for width in options.widths:
-            dense = cell(Arm(width, kind, None, "nn.Linear", "plain"))
+            dense = cell(Arm(width, kind, None, "nn.Linear", 0.0))
             print(f"| {width} | `nn.Linear` | {dense} |" + " |" * (len(options.densities) - 1))
-            for rates, norm in itertools.product(options.rates, options.norms):
-                row = [cell(Arm(width, kind, density, norm, "plain" if density == 1 else rates))
+            for power, norm in itertools.product(options.powers, options.norms):
+                row = [cell(Arm(width, kind, density, norm, 0.0 if density == 1 else power))
                        for density in options.densities]  # fmt: skip
-                print(f"| {width}, {rates} | {norm} | " + " | ".join(row) + " |")
+                print(f"| {width}, {power:g} | {norm} | " + " | ".join(row) + " |")
 
 
 if __name__ == "__main__":

@@ -27,32 +27,34 @@ def net(norm: str = "l0") -> torch.nn.Sequential:
 @pytest.mark.parametrize(
     "norm, exponent", [("none", None), ("l0", 1), ("l0-variable", 1), ("lp:1", 0.5), ("weight_norm", 0), ("joint", 1)]
 )
-@pytest.mark.parametrize("optimizer, power", [("adam", 1), ("sgd", 2)])
-def test_rates_by_density(norm, exponent, optimizer, power):
+@pytest.mark.parametrize("optimizer, power, times", [("adam", 0.5, 1), ("sgd", 1, 2)])
+def test_rates_by_density(norm, exponent, optimizer, power, times):
     model = net(norm)
     groups = dendnorm.param_groups(model, 0.3, lr=0.5, density_scaled=True, optimizer=optimizer)
     found = by_parameter(groups)
     assert set(found) == {id(parameter) for parameter in model.parameters()}
     for layer, density in ((model[0], 0.1), (model[2], 0.25)):
         values = found[id(layer.weight)]
-        assert values["lr"] == pytest.approx(0.5 / density)
+        assert values["lr"] == pytest.approx(0.5 / density**power)
         assert values["lr"] * values["weight_decay"] == pytest.approx(0.5 * 0.3)
         assert (found[id(layer.bias)]["lr"], found[id(layer.bias)]["weight_decay"]) == (0.5, 0.0)
         if exponent is not None:
             scale = found[id(layer.norm.excitability)]
-            assert (scale["lr"], scale["weight_decay"]) == (pytest.approx(0.5 * density ** (power * exponent)), 0.0)
+            assert (scale["lr"], scale["weight_decay"]) == (pytest.approx(0.5 * density ** (times * exponent)), 0.0)
     dense = found[id(model[3].weight)]
     assert (dense["lr"], dense["weight_decay"]) == (0.5, 0.3)
     assert all(found[id(parameter)]["lr"] == 0.5 for parameter in (*model[1].parameters(), model[3].bias))
 
 
-def moved(density: float, norm: str, optimizer: str, inputs: int = 2000) -> tuple[float, float]:
+def moved(
+    density: float, norm: str, optimizer: str, power: float | None = None, inputs: int = 2000
+) -> tuple[float, float]:
     """How far one step moves the mean output for constant inputs, and the share by which the excitability changes."""
     layer = SparseLinear(inputs, 300, density, norm=norm, bias=False, seed=0)
     kind = "sgd" if optimizer == "sgd" else "adam"
     # eps: the rate and not the size of the gradient decides.
     more = {} if optimizer == "sgd" else {"eps": 1e-30, "weight_decay": 0.0}
-    groups = dendnorm.param_groups(layer, lr=1e-5, density_scaled=True, optimizer=kind)
+    groups = dendnorm.param_groups(layer, lr=1e-5, density_scaled=True, optimizer=kind, power=power)
     step = STEPS[optimizer](groups, **more)
     x = torch.ones(1, inputs)
     before = layer(x).double().mean().item()
@@ -66,15 +68,30 @@ def moved(density: float, norm: str, optimizer: str, inputs: int = 2000) -> tupl
 @pytest.mark.parametrize("optimizer", list(STEPS))
 @pytest.mark.parametrize("norm", ["none", "l0", "weight_norm", "joint"])
 def test_one_step_moves_the_output_as_far_at_every_density(norm, optimizer):
-    dense, share = moved(1.0, norm, optimizer)
+    power = None if optimizer == "sgd" else 1.0
+    dense, share = moved(1.0, norm, optimizer, power)
     assert dense < 0
     if norm == "none":
         assert dense == pytest.approx(-1e-5 * 2000, rel=1e-3)
     for density in (0.3, 0.1, 0.03):
-        step, sparse_share = moved(density, norm, optimizer)
+        step, sparse_share = moved(density, norm, optimizer, power)
         assert step == pytest.approx(dense, rel=0.15)
         if optimizer != "sgd":  # whose gradient is the sum of w, which is random
             assert sparse_share == pytest.approx(share, rel=0.05, abs=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["none", "l0", "weight_norm"])
+def test_a_step_of_adam_is_the_same_share_of_the_values_at_every_density(norm):
+    def share(density: float) -> float:
+        layer = SparseLinear(400, 300, density, norm=norm, seed=0)
+        optimizer = torch.optim.Adam(dendnorm.param_groups(layer, lr=1e-3, density_scaled=True), eps=1e-30)
+        before = layer.weight.detach().clone()
+        layer(torch.rand(1, 400) + 1).square().sum().backward()
+        optimizer.step()
+        return ((layer.weight - before).square().mean() / before.square().mean()).sqrt().item()
+
+    for density in (0.3, 0.1, 0.03):
+        assert share(density) == pytest.approx(share(1.0), rel=0.05)
 
 
 def test_plain_rates_move_a_sparse_layer_less():
@@ -110,7 +127,7 @@ def test_a_shared_excitability_and_a_tied_weight_are_in_one_group():
     model = torch.nn.Sequential(SparseLinear(20, 20, 0.5, norm=norm), SparseLinear(20, 20, 0.1, norm=norm))
     found = by_parameter(dendnorm.param_groups(model, lr=1.0, density_scaled=True))
     assert found[id(norm.excitability)]["lr"] == pytest.approx(0.5)  # of the layer that made it
-    assert found[id(model[1].weight)]["lr"] == pytest.approx(10)
+    assert found[id(model[1].weight)]["lr"] == pytest.approx(10**0.5)
 
 
 def test_rates_survive_rewiring_and_are_taken_anew_after_resize():
@@ -134,8 +151,8 @@ def test_rates_survive_rewiring_and_are_taken_anew_after_resize():
         assert [id(parameter) for parameter in group["params"]] == [id(parameter) for parameter in fresh["params"]]
         group.update(lr=fresh["lr"], weight_decay=fresh["weight_decay"])
     found = by_parameter(optimizer.param_groups)
-    assert found[id(model[0].weight)]["lr"] == pytest.approx(0.05)
-    assert found[id(model[2].weight)]["lr"] == pytest.approx(0.02)
+    assert found[id(model[0].weight)]["lr"] == pytest.approx(0.01 / 0.2**0.5)
+    assert found[id(model[2].weight)]["lr"] == pytest.approx(0.01 / 0.5**0.5)
     train()
 
 
@@ -161,6 +178,7 @@ def test_schedulers_and_checkpoints_keep_the_ratios():
         ({"lr": -0.1}, ValueError, "lr must be finite and at least 0, got -0.1"),
         ({"lr": math.nan}, ValueError, "lr must be finite, got nan"),
         ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"power": math.inf, "lr": 0.1}, ValueError, "power must be finite, got inf"),
         ({"optimizer": "adamw", "lr": 0.1}, ValueError, '"adam" or "sgd", got \'adamw\''),
     ],
 )
