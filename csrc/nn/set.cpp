@@ -134,6 +134,8 @@ Tensor SET::grow(SparseLinearImpl& layer, const Tensor& ccol_indices, const Tens
 }
 
 Tensor SET::draw(SparseLinearImpl& layer, int64_t k, int64_t step, int64_t index, torch::Device device) {
+  // With b other than 0 a neuron whose values are all 0 has no gradient.
+  if (layer.norm->options.b() == 0) return at::zeros({k}, layer.weight.options().device(device).requires_grad(false));
   const Tensor drawn = ops::call_counter_normal(k, options_.seed(), step, index, layer.weight.scalar_type(), device);
   return drawn.mul_(ops::call_spread(layer.weight.detach()).to(device, drawn.scalar_type()));
 }

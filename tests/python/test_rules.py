@@ -466,18 +466,36 @@ def test_every_rule_goes_with_every_other(drops, grows):
     assert all(torch.isfinite(layer.weight).all() for layer in model.layers)
 
 
-@pytest.mark.parametrize(("name", "start"), [("random", "normal"), ("gradient", "zero"), ("cosine", "normal")])
-def test_new_values_start_as_the_rule_says(name, start):
-    for given in (None, "normal", "zero"):
+@pytest.mark.parametrize("name", ["random", "gradient", "cosine"])
+@pytest.mark.parametrize("norm", [None, "l0", "weight_norm", "joint"])
+def test_new_values_start_as_the_rule_says(name, norm):
+    zero = name == "gradient" or norm in (None, "l0")
+    for given in (None, "normal", "matched", "zero"):
         rule = grow.resolve(name) if given is None else type(grow.resolve(name))(start=given)
-        layer = dendnorm.SparseLinear(30, 20, density=0.2, seed=0)
+        layer = dendnorm.SparseLinear(30, 20, density=0.2, norm=norm, seed=0)
         rewire = dendnorm.SET(layer, None, zeta=0.5, grow=rule)
         with rewire.observe():
             layer(torch.randn(4, 30)).square().sum().backward()
         (report,) = rewire.step()
         values, _ = dense(layer, layer.weight)
         new = np.array([values[edge] for edge in positions(report.grown)])
-        assert (new == 0).all() if (given or start) == "zero" else len(np.unique(new)) == report.k
+        assert (new == 0).all() if given == "zero" or (given is None and zero) else len(np.unique(new)) == report.k
+
+
+@pytest.mark.parametrize("norm", ["l0", "weight_norm", "joint", "lp-variable:3"])
+def test_a_neuron_that_lost_all_connections_learns_again_with_new_ones(norm):
+    tried = 0
+    for seed in range(8):
+        crow, col = torch.tensor([0, 3, 6]), torch.tensor([0, 2, 4, 1, 3, 5])
+        values = torch.tensor([0.01, 0.02, 0.03, 1.0, 2.0, 3.0])
+        layer = dendnorm.SparseLinear.from_csr(crow, col, values, shape=(2, 6), norm=norm)
+        dendnorm.SET(layer, None, zeta=0.5, seed=seed).step()  # the first neuron loses all three
+        layer(torch.arange(1.0, 7.0)[None]).sum().backward()
+        first = layer.weight.grad[layer.edges()[0] == 0]
+        if len(first) > 1:  # with a single one w = e, whatever v is, if b = 1
+            assert (first != 0).any()
+            tried += 1
+    assert tried > 2
 
 
 # As on a GPU: faults in values are noted, and nothing waits for them

@@ -47,13 +47,14 @@ class SET:
 
     One ``step()`` excises, in every ``SparseLinear`` of the model, the k = round(zeta nnz) connections (half to even)
     of the smallest effective weight |w| (of equals, the earlier in the layer's order), and then grows k, uniformly
-    at random among the positions that are empty after the excision, with values v that have the spread of the layer's
-    (``grow.Random(start="normal")``: from N(0, 1), as in the paper). Everything is written in place: Parameter objects,
-    storage and nnz stay. The gradient and the optimizer's state move with the connections that stay, and a new one gets
-    what a fresh parameter would get: 0 as a rule, lr for Rprop's step sizes, its own value for copies of the weight
-    such as ASGD's ``ax`` and schedule-free's ``z``. State in blocks of 8-bit or 4-bit codes (bitsandbytes, torchao)
-    moves as numbers and is quantised again. What does not depend on the number of connections, such as step counts,
-    stays. Any other state is refused by name before anything is written.
+    at random among the positions that are empty after the excision, with values v of 0, or of the layer's spread
+    where the norm has b != 0 (``grow.Random(start="normal")``: from N(0, 1), as in the paper). Everything is
+    written in place: Parameter objects, storage and nnz stay. The gradient and the optimizer's state move with the
+    connections that stay, and a new one gets what a fresh parameter would get: 0 as a rule, lr for Rprop's step
+    sizes, its own value for copies of the weight such as ASGD's ``ax`` and schedule-free's ``z``. State in blocks
+    of 8-bit or 4-bit codes (bitsandbytes, torchao) moves as numbers and is quantised again. What does not depend on
+    the number of connections, such as step counts, stays. Any other state is refused by name before anything is
+    written.
 
     Layers whose weight does not train are left alone; which those are is looked at anew at every step.
 
