@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn.layer import SparseLayer
+from ..nn.row_view import Patterned
 from ..nn.spread import Spread, is_spread, managers
 
 __all__ = ["Facts", "Ranks", "checksum"]
@@ -42,7 +42,7 @@ class Ranks:
     def __init__(self, model: nn.Module) -> None:
         meshes: dict[Any, None] = {}
         for module in model.modules():
-            if isinstance(module, SparseLayer):
+            if isinstance(module, Patterned):
                 gathered = [manager.sharded_param for manager in managers(module)]
                 for parameter in (*module._parameters.values(), *gathered):
                     if is_spread(parameter):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from ..nn.spread import Spread, is_spread
 from .fresh import Probe
-from .moves import Dense, Quantised, Write
+from .moves import Companions, Dense, Quantised
 from .optimizers import attributes, check_held, check_kind, described, inside
 from .quantised import Codes, block_of, codes_of, wraps_codes
 
@@ -28,30 +27,6 @@ _QUANTISED = frozenset(
     {"absmax1", "absmax2", "qmap1", "qmap2", "max1", "max2", "new_max1", "new_max2", "gnorm_vec", "unorm_vec"}
 )
 _REMEDY = "train the layer with an optimizer whose state has one entry for each connection, such as torch.optim.AdamW"
-
-
-@dataclass
-class Companions:
-    """All that moves with the connections of one weight."""
-
-    entries: list[Dense | Quantised] = field(default_factory=list)
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [tensor for entry in self.entries for tensor in entry.tensors]
-
-    def prepared(self, source: torch.Tensor, values: torch.Tensor) -> list[Write]:
-        """All that is left is to write.
-
-        Args:
-            source: where each connection was, -1 for new ones, int32 (nnz,).
-            values: those of the new connections, (k,).
-        """
-        return [entry.prepared(source, values) for entry in self.entries]
-
-    def resized(self, source: torch.Tensor, values: torch.Tensor) -> dict[int, Any]:
-        """What takes the place of each tensor for another number of connections, by the old one's id."""
-        return {old: new for entry in self.entries for old, new in entry.resized(source, values).items()}
 
 
 def companions_of(name: str, weight: nn.Parameter, optimizer: Any, act: str = "rewired") -> Companions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -73,6 +73,30 @@ class Quantised:
 
     def resized(self, source: torch.Tensor, values: torch.Tensor) -> dict[int, Any]:
         return self.codes.resized(self._moved(source))
+
+
+@dataclass
+class Companions:
+    """All that moves with the connections of one weight."""
+
+    entries: list[Dense | Quantised] = field(default_factory=list)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for entry in self.entries for tensor in entry.tensors]
+
+    def prepared(self, source: torch.Tensor, values: torch.Tensor) -> list[Write]:
+        """All that is left is to write.
+
+        Args:
+            source: where each connection was, -1 for new ones, int32 (nnz,).
+            values: those of the new connections, (k,).
+        """
+        return [entry.prepared(source, values) for entry in self.entries]
+
+    def resized(self, source: torch.Tensor, values: torch.Tensor) -> dict[int, Any]:
+        """What takes the place of each tensor for another number of connections, by the old one's id."""
+        return {old: new for entry in self.entries for old, new in entry.resized(source, values).items()}
 
 
 def carry(values: Any, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:

@@ -16,8 +16,9 @@ from ..nn.spread import is_spread
 from ..ops import library as _ops
 from . import sharded
 from .agreement import Facts, Ranks
-from .companions import Companions, companions_of
+from .companions import companions_of
 from .groups import Group, check_shared, groups_of
+from .moves import Companions
 from .observing import DROPS, GROWS, Observer, Turn, check_observed
 from .optimizers import check_held, check_kind, is_optimizer, stepping
 from .reports import LayerReport, Outcome, RewireReport, of_layer

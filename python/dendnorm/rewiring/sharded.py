@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,10 +19,8 @@ from ..nn.pattern import Pattern
 from ..nn.spread import is_spread, managers, whole
 from ..ops import library as _ops
 from .agreement import Facts, checksum
-from .companions import Companions
-from .moves import carry
+from .moves import Companions, carry
 from .reports import Edges, LayerReport
-from .writing import Rewiring
 
 __all__ = ["ShardedRewiring", "note_layer", "planned", "resharded"]
 
@@ -74,14 +72,26 @@ def note_layer(facts: Facts, name: str, layer: SparseLayer, entries: int, **numb
         entries, "train it on every rank with the same optimizer, from the same state")  # fmt: skip
 
 
+class Whole(Protocol):
+    """The rewiring of a layer that is whole: ``writing.Rewiring``."""
+
+    @property
+    def report(self) -> LayerReport: ...
+    @property
+    def source(self) -> torch.Tensor: ...
+    @property
+    def values(self) -> torch.Tensor: ...
+    def write(self, status: torch.Tensor | None) -> None: ...
+
+
 def planned(
-    plan: Callable[[], Rewiring],
+    plan: Callable[[], Whole],
     name: str,
     layers: list[SparseLayer],
     companions: Companions,
     gradients: bool,
     facts: Facts,
-) -> Rewiring | ShardedRewiring:
+) -> Whole | ShardedRewiring:
     """A layer's rewiring; that of a sharded one is planned with the layer whole on every rank.
 
     Args:
