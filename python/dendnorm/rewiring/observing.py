@@ -144,7 +144,8 @@ class Observer:
 
     def of(self, layer: SparseLayer) -> Observed | None:
         """What passed through a layer and those that share its weight."""
-        return self._record.get(self._first[layer])
+        first = self._first.get(layer)
+        return None if first is None else self._record.get(first)
 
     def _forward(
         self, layer: SparseLayer, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor], output: torch.Tensor
