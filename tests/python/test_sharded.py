@@ -192,7 +192,7 @@ REFUSALS = {
     "save": r"model\[0.weight\] must be a plain tensor, whole on this rank, .* torch.distributed.checkpoint",
     "effective": "SparseLinear.* must be plain tensors, whole on this rank, .* unshard",
     "densify": "SparseLinear.* must be plain tensors, whole on this rank, .* unshard",
-    "whole state_dict": "0: weight must be sharded as the layer's is, .* set_model_state_dict",
+    "whole state_dict": "0: weight must be sharded as the layer's is, .*set_model_state_dict",
     "one saw nothing": "layer '0': must have been observed in a forward and backward pass",
     "nan": "layer '2': .*weakest: score must be a number everywhere",
     "patterns": "layer '2': pattern must be the same on every rank, .* before fully_shard",
@@ -290,10 +290,12 @@ from sharded_runs import batches, everything, load, network, pieces, save, shard
 
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
-dist.init_process_group("gloo")
+# A store for each life: torchrun's may still hold the addresses of those that were killed.
+rank, ranks, life = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+dist.init_process_group("gloo", store=dist.FileStore(str(folder / f"store{life}"), ranks), rank=rank, world_size=ranks)
 model = shard(network(), dist.init_device_mesh("cpu", (dist.get_world_size(),)))
 optimizer, rewire = pieces(model)
-first_life = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+first_life = life == 0
 done = max((int(path.name) for path in folder.glob("[0-9]*") if (path / ".metadata").exists()), default=0)
 assert first_life == (done == 0), done
 if done:
