@@ -1,116 +1,23 @@
 // Hands tensors to csrc/cpu.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <cmath>
-#include <cstddef>
 #include <memory>
-#include <new>
-#include <numeric>
 #include <optional>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "core/pattern.h"
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "cpu/plan.h"
 #include "ops/layer_ops.h"
-
-#ifndef INTRA_OP_PARALLEL
-#error "at::parallel_for would run on one thread only: compile this file with OpenMP, as PyTorch was"
-#endif
+#include "ops/on_cpu.h"
 
 namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
-
-// PyTorch's threads. They get the caller's rounding and flush-to-zero modes, or a result would depend on who computed
-// which part of it.
-void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
-#if defined(__x86_64__)
-  const unsigned mode = _mm_getcsr();
-  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) {
-    const unsigned own = _mm_getcsr();
-    if (own != mode) _mm_setcsr(mode);
-    body(context, begin, end);
-    if (own != mode) _mm_setcsr(own);
-  });
-#else
-  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) { body(context, begin, end); });
-#endif
-}
-
-cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
-
-// What the allocator gets anew from the system for every call, page by page.
-constexpr std::size_t kAnew = std::size_t{32} << 20;
-
-// Asks for large pages where memory is new: ten thousand page faults fewer for 40 MB.
-void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  if (bytes > kAnew && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-void prefer_large_pages(const Tensor& result) { prefer_large_pages(result.mutable_data_ptr(), result.nbytes()); }
-
-// Memory for one call of a kernel. A thread keeps what its calls needed, up to a limit: the allocator tends to give
-// blocks of this size back to the system after a step, and to get them again, page by page, for the next.
-class Workspace {
- public:
-  explicit Workspace(std::size_t bytes) {
-    if (bytes > kAnew) {
-      own_ = allocate(bytes);
-      prefer_large_pages(own_.get(), bytes);
-      data_ = own_.get();
-      return;
-    }
-    thread_local Memory kept;
-    thread_local std::size_t size = 0;
-    if (size < bytes) {
-      size = 0;
-      kept.reset();
-      kept = allocate(bytes);
-      size = bytes;
-    }
-    data_ = kept.get();
-  }
-  std::byte* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(std::byte* memory) const { ::operator delete(memory, kLine); }
-  };
-  using Memory = std::unique_ptr<std::byte, Free>;
-
-  static Memory allocate(std::size_t bytes) { return Memory(static_cast<std::byte*>(::operator new(bytes, kLine))); }
-
-  Memory own_;
-  std::byte* data_ = nullptr;
-};
-
-template <class T>
-cpu::Layer<T> threaded_layer(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
-                             const Norm& norm) {
-  auto layer = layer_of<cpu::Layer<T>, T>(weight, excitability, pattern, norm);
-  layer.threads = threads();
-  return layer;
-}
 
 // The factors of all rows and the memory that holds them; null factors where every factor is 1.
 template <class T>
@@ -174,31 +81,12 @@ void run_columns(cpu::Columns<T>& c) {
   kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
 }
 
-// Sums per-row parts of dC/de to e's own shape.
-template <class T>
-void excitability_gradient(const std::vector<double>& parts, const Tensor& gradient) {
-  T* data = gradient.mutable_data_ptr<T>();
-  if (is_per_row(gradient)) {
-    for (std::size_t i = 0; i < parts.size(); ++i) data[i] = static_cast<T>(parts[i]);
-  } else {
-    data[0] = static_cast<T>(std::accumulate(parts.begin(), parts.end(), 0.0));
-  }
-}
-
 struct Backend {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
 
-  static void check_views(const char* op, const Pattern& p) {
-    const View columns = columns_of(p), rows = rows_of(p);
-    TORCH_CHECK_VALUE(views_agree(columns.start, p.ccol_indices.size(0) - 1, columns.index, rows.start,
-                                  p.crow_indices.size(0) - 1, rows.index, rows.perm, p.perm.size(0)),
-                      "dendnorm::", op,
-                      ": crow_indices, col_indices and perm must be the row view of ccol_indices and row_indices, got "
-                      "views of different patterns; a compiled or exported graph keeps the row view: call the layer "
-                      "once outside of it after its pattern was written, or layer.load_state_dict");
-  }
+  static void check_views(const char* op, const Pattern& pattern) { check_same_pattern(op, pattern); }
 
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
@@ -273,7 +161,7 @@ struct Backend {
     run_columns(c);
 
     if (wanted.rows_pass()) {
-      norm_gradient(layer, c.gradient, gradients.weight, gradients.excitability);
+      raw_gradients(layer, c.gradient, gradients.weight, gradients.excitability);
     } else if (wanted.dots()) {
       excitability_gradient<T>(dots, gradients.excitability);
     }
@@ -288,7 +176,7 @@ struct Backend {
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    norm_gradient(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
+    raw_gradients(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
   }
 
   template <class T>
@@ -304,15 +192,6 @@ struct Backend {
     c.columns = columns_of(pattern);
     c.gradient = result.mutable_data_ptr<T>();
     run_columns(c);
-  }
-
- private:
-  template <class T>
-  static void norm_gradient(const cpu::Layer<T>& layer, const T* grad, const Tensor& dv, const Tensor& de) {
-    std::vector<double> parts(de.defined() ? layer.rows : 0);
-    cpu::norm_gradient(layer, grad, dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                       de.defined() ? parts.data() : nullptr);
-    if (de.defined()) excitability_gradient<T>(parts, de);
   }
 };
 

@@ -31,6 +31,7 @@ __all__ = [
     "raise_fault",
     "raw_values",
     "replace_connections",
+    "sparse_conv2d",
     "sparse_linear",
     "transpose_pattern",
     "value_deviation",
@@ -43,6 +44,8 @@ CLEAR = 2**63 - 1
 # The overload itself: resolving the packet anew costs more than a microsecond on every call.
 sparse_linear = torch.ops.dendnorm.sparse_linear.default
 sparse_linear_backward = torch.ops.dendnorm.sparse_linear_backward.default
+sparse_conv2d = torch.ops.dendnorm.sparse_conv2d.default
+sparse_conv2d_backward = torch.ops.dendnorm.sparse_conv2d_backward.default
 effective_weight = torch.ops.dendnorm.effective_weight.default
 effective_weight_backward = torch.ops.dendnorm.effective_weight_backward.default
 sampled_product = torch.ops.dendnorm.sampled_product.default
