@@ -1,9 +1,11 @@
 #include "cpu/conv.h"
 
 #include <algorithm>
-#include <vector>
+#include <cstring>
 
-#include "core/float16.h"
+#include "cpu/conv_pack.h"
+#include "cpu/conv_plan.h"
+#include "cpu/kernels.h"
 
 namespace dendnorm::cpu {
 namespace {
@@ -11,49 +13,57 @@ namespace {
 using i64 = std::int64_t;
 
 template <class T>
-T read(const Images& images, i64 b, i64 c, i64 h, i64 w) {
-  const i64 at = b * images.sample + c * images.channel + h * images.row + w * images.column;
-  switch (images.type) {
-    case Type::kFloat64: return static_cast<T>(static_cast<const double*>(images.data)[at]);
-    case Type::kBFloat16: return to_float(static_cast<const BFloat16*>(images.data)[at]);
-    case Type::kFloat16: return to_float(static_cast<const Float16*>(images.data)[at]);
-    default: return static_cast<const float*>(images.data)[at];
-  }
+T* take(const Room& room, i64 elements) {
+  return reinterpret_cast<T*>(room.take(room.context, static_cast<std::size_t>(elements) * sizeof(T)));
 }
 
+// Images as the kernels want them: where they lie, if they lie so, or in memory of their own.
 template <class T>
-void write(const Images& images, i64 b, i64 c, i64 h, i64 w, T value) {
-  const i64 at = b * images.sample + c * images.channel + h * images.row + w * images.column;
-  switch (images.type) {
-    case Type::kFloat64: static_cast<double*>(images.data)[at] = value; break;
-    case Type::kBFloat16: static_cast<BFloat16*>(images.data)[at] = from_float<BFloat16>(value); break;
-    case Type::kFloat16: static_cast<Float16*>(images.data)[at] = from_float<Float16>(value); break;
-    default: static_cast<float*>(images.data)[at] = static_cast<float>(value);
-  }
-}
-
-// f(channel, first row, first column of the input) for each tap of a filter, and its connection.
-template <class F>
-void for_taps(const ConvShape& s, const View& rows, i64 filter, F f) {
-  const Window& w = s.window;
-  for (i64 k = rows.start[filter]; k < rows.start[filter + 1]; ++k) {
-    const i64 tap = rows.index[k], channel = filter / s.group_filters() * s.group_channels() + tap / w.area();
-    f(rows.perm[k], channel, tap % w.area() / w.kernel[1] * w.dilation[0] - w.padding[0],
-      tap % w.kernel[1] * w.dilation[1] - w.padding[2]);
-  }
-}
-
-// f(output row, output column, input row, input column) where the input has it.
-template <class F>
-void for_positions(const ConvShape& s, i64 top, i64 left, F f) {
-  for (i64 i = 0; i < s.out_height(); ++i) {
-    const i64 h = i * s.window.stride[0] + top;
-    if (h < 0 || h >= s.height) continue;
-    for (i64 j = 0; j < s.out_width(); ++j) {
-      const i64 w = j * s.window.stride[1] + left;
-      if (w >= 0 && w < s.width) f(i, j, h, w);
+class Slabs {
+ public:
+  Slabs(const Images& images, const ImageSizes& sizes, i64 lanes, const Room& room)
+      : images_(images), sizes_(sizes), lanes_(lanes) {
+    if (in_place()) {
+      slab = {static_cast<T*>(images.data), lanes, images.channel, images.row, images.column};
+      return;
     }
+    packed_ = true;
+    slab.column = lanes;
+    slab.row = sizes.width * slab.column;
+    slab.channel = sizes.height * slab.row;
+    slab.tile = sizes.channels * slab.channel;
+    slab.data = take<T>(room, (sizes.samples + lanes - 1) / lanes * slab.tile);
   }
+  void pack(const Threads& threads) const {
+    if (packed_) pack_images(images_, sizes_, lanes_, slab, threads);
+  }
+  void unpack(const Threads& threads) const {
+    if (packed_) unpack_images(slab, sizes_, lanes_, images_, threads);
+  }
+
+  Slab<T> slab{};
+
+ private:
+  bool in_place() const {
+    const Type type = sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32;
+    const i64 line = lanes_ * static_cast<i64>(sizeof(T));
+    return images_.type == type && images_.sample == 1 && sizes_.samples % lanes_ == 0 &&
+           images_.channel % lanes_ == 0 && images_.row % lanes_ == 0 && images_.column % lanes_ == 0 &&
+           reinterpret_cast<std::uintptr_t>(images_.data) % line == 0;
+  }
+
+  Images images_;
+  ImageSizes sizes_;
+  i64 lanes_;
+  bool packed_ = false;
+};
+
+ImageSizes input_sizes(const ConvShape& s) { return {s.samples, s.channels, s.height, s.width}; }
+ImageSizes output_sizes(const ConvShape& s) { return {s.samples, s.filters, s.out_height(), s.out_width()}; }
+
+int worthwhile_threads(const ConvShape& s, const Threads& threads) {
+  const double work = static_cast<double>(s.connections) * static_cast<double>(s.samples * s.out_height() * s.out_width());
+  return work < 30000 ? 1 : threads.count;
 }
 
 }  // namespace
@@ -61,70 +71,66 @@ void for_positions(const ConvShape& s, i64 top, i64 left, F f) {
 template <class T>
 void conv_forward(const ConvForward<T>& f) {
   const ConvShape& s = f.shape;
-  const i64 columns = s.out_width(), plane = s.out_height() * columns;
-  auto body = [&](i64 begin, i64 end) {
-    std::vector<T> sums(plane);
-    for (i64 item = begin; item < end; ++item) {
-      const i64 b = item / s.filters, o = item % s.filters;
-      std::fill(sums.begin(), sums.end(), f.bias != nullptr ? f.bias[o] : T(0));
-      for_taps(s, f.rows, o, [&](i64 k, i64 c, i64 top, i64 left) {
-        for_positions(s, top, left, [&](i64 i, i64 j, i64 h, i64 w) {
-          sums[i * columns + j] += f.weights[k] * read<T>(f.x, b, c, h, w);
-        });
-      });
-      for (i64 p = 0; p < plane; ++p) write(f.y, b, o, p / columns, p % columns, sums[p]);
-    }
-  };
-  f.threads(s.samples * s.filters, body);
+  if (s.samples == 0 || s.filters == 0) return;
+  const KernelsOf<T>& set = kernels<T>();
+  ConvPlan<T> plan(s, f.rows, f.weights, ConvPlan<T>::Direction::kForward, set.conv);
+  ConvPass<T>& p = plan.pass;
+  const Slabs<T> x(f.x, input_sizes(s), p.lanes, f.room), y(f.y, output_sizes(s), p.lanes, f.room);
+  x.pack(f.threads);
+  p.in = x.slab;
+  p.out = y.slab;
+  p.bias = f.bias;
+  const int threads = worthwhile_threads(s, f.threads);
+  set.gather(p, f.threads, threads, take<std::byte>(f.room, threads * p.thread_bytes));
+  y.unpack(f.threads);
 }
 
 template <class T>
 void conv_backward(const ConvBackward<T>& c) {
   const ConvShape& s = c.shape;
-  if (c.dx.data != nullptr) {
-    auto body = [&](i64 begin, i64 end) {
-      std::vector<T> sums(s.channels * s.height * s.width);
-      for (i64 b = begin; b < end; ++b) {
-        std::fill(sums.begin(), sums.end(), T(0));
-        for (i64 o = 0; o < s.filters; ++o) {
-          for_taps(s, c.rows, o, [&](i64 k, i64 channel, i64 top, i64 left) {
-            for_positions(s, top, left, [&](i64 i, i64 j, i64 h, i64 w) {
-              sums[(channel * s.height + h) * s.width + w] += c.weights[k] * read<T>(c.dy, b, o, i, j);
-            });
-          });
-        }
-        for (i64 p = 0; p < static_cast<i64>(sums.size()); ++p) {
-          write(c.dx, b, p / (s.height * s.width), p / s.width % s.height, p % s.width, sums[p]);
-        }
-      }
-    };
-    c.threads(s.samples, body);
+  const bool wants_dx = c.dx.data != nullptr, wants_gradient = c.gradient != nullptr;
+  if (s.samples == 0) {
+    if (wants_gradient) std::fill(c.gradient, c.gradient + s.connections, T(0));
+    if (c.bias_gradient != nullptr) std::fill(c.bias_gradient, c.bias_gradient + s.filters, T(0));
+    return;
   }
-  auto body = [&](i64 begin, i64 end) {
-    for (i64 o = begin; o < end; ++o) {
-      if (c.gradient != nullptr) {
-        for_taps(s, c.rows, o, [&](i64 k, i64 channel, i64 top, i64 left) {
-          double sum = 0;
-          for (i64 b = 0; b < s.samples; ++b) {
-            for_positions(s, top, left, [&](i64 i, i64 j, i64 h, i64 w) {
-              sum += static_cast<double>(read<T>(c.dy, b, o, i, j)) * read<T>(c.x, b, channel, h, w);
-            });
-          }
-          c.gradient[k] = static_cast<T>(sum);
-        });
+  const KernelsOf<T>& set = kernels<T>();
+  const i64 lanes = set.conv.lanes;
+  const Slabs<T> dy(c.dy, output_sizes(s), lanes, c.room);
+  dy.pack(c.threads);
+  if (wants_dx || wants_gradient) {
+    using Direction = typename ConvPlan<T>::Direction;
+    ConvPlan<T> plan(s, c.rows, c.weights,
+                     !wants_gradient ? Direction::kInput
+                     : wants_dx      ? Direction::kBoth
+                                     : Direction::kGradient,
+                     set.conv);
+    ConvPass<T>& p = plan.pass;
+    p.in = dy.slab;
+    const int threads = worthwhile_threads(s, c.threads);
+    std::byte* workspace = take<std::byte>(c.room, threads * p.thread_bytes);
+    if (wants_gradient) {
+      const Slabs<T> x(c.x, input_sizes(s), lanes, c.room);
+      x.pack(c.threads);
+      p.x = x.slab;
+      p.gradient = c.gradient;
+      p.partials = take<T>(c.room, p.parts * p.distance);
+      if (wants_dx) {
+        const Slabs<T> dx(c.dx, input_sizes(s), lanes, c.room);
+        p.out = dx.slab;
+        set.fused(p, c.threads, threads, workspace);
+        dx.unpack(c.threads);
+      } else {
+        set.fused(p, c.threads, threads, workspace);
       }
-      if (c.bias_gradient != nullptr) {
-        double sum = 0;
-        for (i64 b = 0; b < s.samples; ++b) {
-          for (i64 i = 0; i < s.out_height(); ++i) {
-            for (i64 j = 0; j < s.out_width(); ++j) sum += read<T>(c.dy, b, o, i, j);
-          }
-        }
-        c.bias_gradient[o] = static_cast<T>(sum);
-      }
+    } else {
+      const Slabs<T> dx(c.dx, input_sizes(s), lanes, c.room);
+      p.out = dx.slab;
+      set.gather(p, c.threads, threads, workspace);
+      dx.unpack(c.threads);
     }
-  };
-  c.threads(s.filters, body);
+  }
+  if (c.bias_gradient != nullptr) sum_images(dy.slab, output_sizes(s), lanes, c.bias_gradient, c.threads);
 }
 
 template void conv_forward(const ConvForward<float>&);

@@ -4,6 +4,7 @@
 // is applied before, for each weight serves all samples and positions.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "core/layer.h"
@@ -30,6 +31,12 @@ struct ConvShape {
   std::int64_t group_filters() const { return filters / window.groups; }
 };
 
+// Where memory for a call comes from: aligned to 64 bytes, and there until it ends.
+struct Room {
+  std::byte* (*take)(void* context, std::size_t bytes);
+  void* context;
+};
+
 // Y = the convolution of X, plus bias.
 template <class T>
 struct ConvForward {
@@ -39,6 +46,7 @@ struct ConvForward {
   const T* weights;  // (nnz,) in column order
   const T* bias;     // (M,), null: none
   Threads threads;
+  Room room;
 };
 
 // dX = its transpose of dY; G_k = sum over samples and positions of what connection k multiplies; sums of dY.
@@ -52,6 +60,7 @@ struct ConvBackward {
   T* gradient;       // (nnz,) in column order, null: not wanted
   T* bias_gradient;  // (M,), null: not wanted
   Threads threads;
+  Room room;
 };
 
 template <class T>

@@ -2,8 +2,11 @@
 #include "cpu/conv.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
+
+#include <vector>
 
 #include "cpu/norm.h"
 #include "ops/conv.h"
@@ -35,6 +38,23 @@ cpu::ConvShape shape_of(const Tensor& input, const Pattern& pattern, const Windo
           pattern.row_indices.size(0)};
 }
 
+// What a call of the kernels needs besides its results.
+class Memory {
+ public:
+  cpu::Room room() {
+    return {[](void* context, std::size_t bytes) { return static_cast<Memory*>(context)->take(bytes); }, this};
+  }
+
+ private:
+  std::byte* take(std::size_t bytes) {
+    taken_.push_back(at::empty({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte)));
+    prefer_large_pages(taken_.back());
+    return static_cast<std::byte*>(taken_.back().mutable_data_ptr());
+  }
+
+  std::vector<Tensor> taken_;
+};
+
 // The effective weights, or the values where they are the same.
 template <class T>
 Tensor effective(const cpu::Layer<T>& layer, const Tensor& values) {
@@ -63,6 +83,8 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const OptionalTe
     f.weights = w.const_data_ptr<T>();
     f.bias = shift.defined() ? shift.const_data_ptr<T>() : nullptr;
     f.threads = threads();
+    Memory memory;
+    f.room = memory.room();
     cpu::conv_forward(f);
   });
   return output;
@@ -94,6 +116,8 @@ Tensor4 sparse_conv2d_backward(const Tensor& grad_output, const Tensor& input, c
     c.gradient = wants_values ? g.mutable_data_ptr<T>() : nullptr;
     c.bias_gradient = gradients.bias.defined() ? gradients.bias.mutable_data_ptr<T>() : nullptr;
     c.threads = threads();
+    Memory memory;
+    c.room = memory.room();
     cpu::conv_backward(c);
     if (wants_values && scales(layer)) {
       raw_gradients(layer, g.const_data_ptr<T>(), gradients.weight, gradients.excitability);
