@@ -20,6 +20,10 @@ struct Images {
   Type type = Type::kFloat32;
 };
 
+struct ImageSizes {
+  std::int64_t samples, channels, height, width;
+};
+
 struct ConvShape {
   Window window;
   std::int64_t samples, channels, height, width;  // of the input

@@ -62,6 +62,7 @@ struct ConvPass {
   bool tiles_inside;              // items of one place in all tiles follow each other
   std::int64_t scratch;           // elements of a thread
   std::int64_t thread_bytes;      // of its workspace
+  std::int64_t ahead, ahead_x;
   bool stream, wants_dx;
 };
 

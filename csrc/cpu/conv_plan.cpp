@@ -264,6 +264,8 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
   p.distance = divided_up(s.connections, 16) * 16 + 16;
   p.tiles_inside = setting("CONV_INSIDE", 0) != 0;
   p.thread_bytes = divided_up(p.scratch * static_cast<i64>(sizeof(T)) + phases * 64, 4096) * 4096 + 64;
+  p.ahead = setting("CONV_AHEAD", 2);
+  p.ahead_x = setting("CONV_AHEADX", 2);
   p.wants_dx = direction == Direction::kInput || direction == Direction::kBoth;
   p.stream = limits.streams && p.blocks == 1 && setting("CONV_STREAM", 1) != 0;
 }

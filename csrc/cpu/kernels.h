@@ -73,6 +73,8 @@ struct KernelsOf {
   void (*columns)(const Columns<T>&, const ColumnsPlan&, std::byte* workspace);
   // Of convolutions. The workspace holds the scratch of so many threads.
   ConvLimits conv;
+  void (*pack)(const Images&, const ImageSizes&, const Slab<T>&, const Threads&);
+  void (*unpack)(const Slab<T>&, const ImageSizes&, const Images&, const Threads&);
   void (*gather)(const ConvPass<T>&, const Threads&, int threads, std::byte* workspace);
   void (*fused)(const ConvPass<T>&, const Threads&, int threads, std::byte* workspace);
 };

@@ -39,6 +39,8 @@ using dendnorm::cpu::ConvPass;
 using dendnorm::cpu::Forward;
 using dendnorm::cpu::ForwardPlan;
 using dendnorm::cpu::grain_begin;
+using dendnorm::cpu::Images;
+using dendnorm::cpu::ImageSizes;
 using dendnorm::cpu::kAlign;
 using dendnorm::cpu::kBlock;
 using dendnorm::cpu::Kernels;

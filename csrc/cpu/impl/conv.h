@@ -60,6 +60,7 @@ void stage(const ConvPass<typename Vec::Scalar>& p, const typename Vec::Scalar* 
   constexpr int kLanes = Vec::kLanes;
   const ConvAxis &rows = p.axis[0], &columns = p.axis[1];
   const i64 apart = p.in.column * columns.step, width = columns.region;
+  const i64 ahead = p.ahead * p.in.channel;
   for (i64 c = 0; c < channels; ++c, images += p.in.channel) {
     for (i64 a = 0; a < rows.gathered_phases; ++a) {
       for (i64 b = 0; b < columns.gathered_phases; ++b) {
@@ -76,7 +77,10 @@ void stage(const ConvPass<typename Vec::Scalar>& p, const typename Vec::Scalar* 
           }
           const auto* from = images + h * p.in.row + first * p.in.column;
           for (i64 t = 0; t < low; ++t) Vec::store(to + t * kLanes, Vec::zero());
-          for (i64 t = low; t < high; ++t) Vec::store(to + t * kLanes, Vec::load(from + t * apart));
+          for (i64 t = low; t < high; ++t) {
+            __builtin_prefetch(from + ahead + t * apart);
+            Vec::store(to + t * kLanes, Vec::load(from + t * apart));
+          }
           for (i64 t = high; t < width; ++t) Vec::store(to + t * kLanes, Vec::zero());
         }
       }

@@ -149,6 +149,14 @@ void fused_rows(const ConvPass<typename Vec::Scalar>& p, const Run<typename Vec:
       done = end;
       continue;
     }
+    if (p.ahead_x > 0 && i + p.ahead_x < run.first + p.view_rows) {
+      const T* next = run.x + p.channel[i + p.ahead_x] * p.x.channel + run.phases[p.phase[i + p.ahead_x]].x;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int c = 0; c < C; ++c) __builtin_prefetch(next + r * x_row + c * x_column);
+      }
+    }
     if (begin == end && !(kDx && run.begins)) continue;
     const T* in = run.in + phase.in;
     const i64 channel = p.channel[i];

@@ -4,13 +4,15 @@
 
 #include "cpu/impl/columns.h"
 #include "cpu/impl/conv.h"
+#include "cpu/impl/conv_pack.h"
 #include "cpu/impl/forward.h"
 
 namespace {
 
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
-  return {Isa<T>::kWidths, forward<T>, columns<T>, conv_limits<T>(), conv_gather<T>, conv_fused<T>};
+  return {Isa<T>::kWidths, forward<T>,       columns<T>,    conv_limits<T>(),
+          pack_images<T>,  unpack_images<T>, conv_gather<T>, conv_fused<T>};
 }
 
 const Kernels table{kernels_of<float>(), kernels_of<double>()};
