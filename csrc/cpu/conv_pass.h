@@ -1,4 +1,5 @@
-// A pass of a convolution over images, as the kernels of an instruction set get it. Only plain numbers: see impl/base.h.
+// A pass of a convolution over images, as the kernels of an instruction set get it. Only plain numbers: see
+// impl/base.h.
 //
 // Both directions are one loop over the rows of a view: a row's results at a run of positions are sums of what is
 // gathered at constant offsets from a staged region. Forward, rows are filters and the input is gathered, split into
@@ -14,8 +15,9 @@ struct RunShape {
   int rows, columns;
 };
 #define DENDNORM_RUN_SHAPES(X)                                                                                       \
-  X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(1, 10) X(1, 12) X(1, 14) X(2, 2) X(2, 4) X(2, 5) \
-  X(2, 6) X(2, 7) X(2, 8) X(2, 10) X(2, 12) X(2, 14) X(3, 4) X(4, 2) X(4, 3) X(4, 4)
+  X(1, 1)                                                                                                            \
+  X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(1, 10) X(1, 12) X(1, 14) X(2, 2) X(2, 4) X(2, 5) X(2, 6) \
+      X(2, 7) X(2, 8) X(2, 10) X(2, 12) X(2, 14) X(3, 4) X(4, 2) X(4, 3) X(4, 4)
 
 // What an instruction set has room for: samples in a vector, and positions in registers, of both passes.
 struct ConvLimits {
@@ -56,13 +58,12 @@ struct ConvPass {
   const T* value;
   Slab<T> in, out, x;
   const T* bias;
-  T *gradient, *partials;         // of all, by `source`; of each part of the items, in the order of the view
-  std::int64_t parts, distance;   // elements between those of two parts
+  T *gradient, *partials;                   // of all, by `source`; of each part of the items, in the order of the view
+  std::int64_t parts, distance;             // elements between those of two parts
   std::int64_t items, items_of_tile, step;  // of work; rows of runs in an item, but for the last of a tile
-  bool tiles_inside;              // items of one place in all tiles follow each other
-  std::int64_t scratch;           // elements of a thread
-  std::int64_t thread_bytes;      // of its workspace
-  std::int64_t ahead, ahead_x;
+  std::int64_t scratch;                     // elements of a thread
+  std::int64_t thread_bytes;                // of its workspace
+  bool first, last;                         // of the calls that add to one gradient
   bool stream, wants_dx;
 };
 

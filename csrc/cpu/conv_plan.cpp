@@ -1,7 +1,6 @@
 #include "cpu/conv_plan.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <vector>
 
 namespace dendnorm::cpu {
@@ -9,6 +8,9 @@ namespace {
 
 using i32 = std::int32_t;
 using i64 = std::int64_t;
+
+constexpr i64 kNear = 640 * 1024;           // bytes of a staged region, which stays in the second-level cache
+constexpr i64 kPartsBytes = i64{32} << 20;  // of the sums of all parts
 
 i64 divided_up(i64 x, i64 y) { return (x + y - 1) / y; }
 
@@ -106,11 +108,6 @@ void set_run(Axis& a, i64 run) {
   a.axis.count = a.count.data();
 }
 
-i64 setting(const char* name, i64 otherwise) {
-  const char* text = std::getenv(name);
-  return text == nullptr ? otherwise : std::atoll(text);
-}
-
 }  // namespace
 
 template <class T>
@@ -144,13 +141,11 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
   const double nonzeros = static_cast<double>(s.connections) / static_cast<double>(w.groups * p.in_channels);
   double best = 0;
   RunShape chosen{0, 0};
-  const i64 want_r = setting("CONV_R", 0), want_t = setting("CONV_T", 0);
   for (const RunShape& run : kRunShapes) {
     if (run.rows * run.columns > (gathers ? limits.gathered : limits.fused)) continue;
     if (run.rows > t.axis[0].least() || run.columns > t.axis[1].least()) continue;
-    if (want_r > 0 && want_t > 0 && run.rows * run.columns > 1 && (run.rows != want_r || run.columns != want_t)) continue;
-    const double runs = static_cast<double>(divided_up(t.axis[0].most(), run.rows) *
-                                            divided_up(t.axis[1].most(), run.columns));
+    const double runs =
+        static_cast<double>(divided_up(t.axis[0].most(), run.rows) * divided_up(t.axis[1].most(), run.columns));
     const double staged = static_cast<double>((run.rows + t.axis[0].halo) * (run.columns + t.axis[1].halo) *
                                               static_cast<i64>(t.axis[0].residue.size() * t.axis[1].residue.size()));
     const double phases = static_cast<double>(t.axis[0].count.size() * t.axis[1].count.size());
@@ -171,12 +166,7 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
   // ---- Blocks of gathered channels ----
   const i64 gathered_phases = p.axis[0].gathered_phases * p.axis[1].gathered_phases;
   const i64 bytes = gathered_phases * p.plane * static_cast<i64>(sizeof(T));  // of a channel
-  const i64 near = setting(forward ? "CONV_FBLOCK" : "CONV_BBLOCK", 0);
-  p.block = near > 0 ? std::clamp<i64>(near, 1, p.in_channels) : p.in_channels;
-  if (near == 0) {
-    const i64 room = i64{640} * 1024;
-    if (p.block * bytes > room) p.block = std::max<i64>(1, room / bytes);
-  }
+  p.block = std::clamp<i64>(kNear / bytes, 1, p.in_channels);
   p.blocks = divided_up(p.in_channels, p.block);
   p.block = divided_up(p.in_channels, p.blocks);
   p.blocks = divided_up(p.in_channels, p.block);
@@ -190,8 +180,8 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
   std::vector<i32> tap_row(taps), tap_block(taps), tap_offset(taps);
   for (i64 tap = 0; tap < taps; ++tap) {
     const i64 c = tap / w.area(), y = tap % w.area() / w.kernel[1], x = tap % w.kernel[1];
-    const i64 phase = t.axis[0].tap_phase[y] * (forward ? p.axis[1].gathered_phases : p.axis[1].phases) +
-                      t.axis[1].tap_phase[x];
+    const i64 phase =
+        t.axis[0].tap_phase[y] * (forward ? p.axis[1].gathered_phases : p.axis[1].phases) + t.axis[1].tap_phase[x];
     const i64 within = t.axis[0].tap_shift[y] * p.pitch + t.axis[1].tap_shift[x] * p.lanes;
     tap_row[tap] = static_cast<i32>(forward ? 0 : c * phases + phase);
     tap_block[tap] = static_cast<i32>(forward ? c / p.block : 0);
@@ -256,18 +246,21 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
 
   // ---- Work ----
   // The last runs of a phase may overlap, and phases differ by one run: nobody else may have those.
-  p.step = std::max<i64>(3, divided_up(p.axis[0].runs, 4));
+  p.step = 3;
   p.items_of_tile = std::max<i64>(1, p.axis[0].runs / p.step);
   p.items = p.tiles * p.items_of_tile;
-  p.parts = 1;
-  while (p.parts < 16 && 2 * p.parts <= p.items && 2 * p.parts * s.connections * static_cast<i64>(sizeof(T)) <= i64{32} << 20) p.parts *= 2;
   p.distance = divided_up(s.connections, 16) * 16 + 16;
-  p.tiles_inside = setting("CONV_INSIDE", 0) != 0;
   p.thread_bytes = divided_up(p.scratch * static_cast<i64>(sizeof(T)) + phases * 64, 4096) * 4096 + 64;
-  p.ahead = setting("CONV_AHEAD", 2);
-  p.ahead_x = setting("CONV_AHEADX", 2);
   p.wants_dx = direction == Direction::kInput || direction == Direction::kBoth;
-  p.stream = limits.streams && p.blocks == 1 && setting("CONV_STREAM", 1) != 0;
+  p.stream = limits.streams && p.blocks == 1;
+}
+
+// Each part has sums of its own, so that threads share nothing; how many follows from the shape.
+template <class T>
+void ConvPlan<T>::set_parts(std::int64_t tiles) {
+  const i64 items = tiles * pass.items_of_tile, bytes = pass.connections * static_cast<i64>(sizeof(T));
+  pass.parts = 1;
+  while (pass.parts < 16 && 2 * pass.parts <= items && 2 * pass.parts * bytes <= kPartsBytes) pass.parts *= 2;
 }
 
 template class ConvPlan<float>;

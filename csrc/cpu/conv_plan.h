@@ -17,6 +17,9 @@ class ConvPlan {
   ConvPlan(const ConvShape& shape, const View& rows, const T* weights, Direction direction, const ConvLimits& limits);
   ~ConvPlan();
 
+  // Of the gradient, where so many tiles come in one call.
+  void set_parts(std::int64_t tiles);
+
   ConvPass<T> pass;
 
  private:

@@ -2,11 +2,10 @@
 #include "cpu/conv.h"
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <vector>
+#include <optional>
 
 #include "cpu/norm.h"
 #include "ops/conv.h"
@@ -38,7 +37,7 @@ cpu::ConvShape shape_of(const Tensor& input, const Pattern& pattern, const Windo
           pattern.row_indices.size(0)};
 }
 
-// What a call of the kernels needs besides its results.
+// What a call of the kernels needs besides its results, taken once.
 class Memory {
  public:
   cpu::Room room() {
@@ -46,13 +45,9 @@ class Memory {
   }
 
  private:
-  std::byte* take(std::size_t bytes) {
-    taken_.push_back(at::empty({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte)));
-    prefer_large_pages(taken_.back());
-    return static_cast<std::byte*>(taken_.back().mutable_data_ptr());
-  }
+  std::byte* take(std::size_t bytes) { return workspace_.emplace(bytes).data(); }
 
-  std::vector<Tensor> taken_;
+  std::optional<Workspace> workspace_;
 };
 
 // The effective weights, or the values where they are the same.

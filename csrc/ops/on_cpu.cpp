@@ -39,6 +39,8 @@ void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
 
 // What the allocator gets anew from the system for every call, page by page.
 constexpr std::size_t kAnew = std::size_t{32} << 20;
+// What a thread keeps, at most.
+constexpr std::size_t kKept = std::size_t{64} << 20;
 
 }  // namespace
 
@@ -54,7 +56,7 @@ void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::siz
 }
 
 Workspace::Workspace(std::size_t bytes) {
-  if (bytes > kAnew) {
+  if (bytes > kKept) {
     own_ = allocate(bytes);
     prefer_large_pages(own_.get(), bytes);
     data_ = own_.get();
@@ -66,6 +68,7 @@ Workspace::Workspace(std::size_t bytes) {
     size = 0;
     kept.reset();
     kept = allocate(bytes);
+    prefer_large_pages(kept.get(), bytes);
     size = bytes;
   }
   data_ = kept.get();

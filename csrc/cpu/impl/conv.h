@@ -20,15 +20,15 @@ RunRows<T> rows_of_run(const ConvPass<T>& p) {
   using Vec = typename Isa<T>::Conv;
   constexpr int kMost = kFused ? Isa<T>::kFused : Isa<T>::kGathered;
   const i64 rows = p.axis[0].run, columns = p.axis[1].run;
-#define DENDNORM_RUN_SHAPE(R, C)                                                             \
-  if constexpr (R * C <= kMost) {                                                            \
-    if (rows == R && columns == C) {                                                         \
-      if constexpr (kFused) {                                                                \
-        return p.wants_dx ? fused_rows<Vec, R, C, true> : fused_rows<Vec, R, C, false>;      \
-      } else {                                                                               \
-        return gather_rows<Vec, R, C>;                                                       \
-      }                                                                                      \
-    }                                                                                        \
+#define DENDNORM_RUN_SHAPE(R, C)                                                        \
+  if constexpr (R * C <= kMost) {                                                       \
+    if (rows == R && columns == C) {                                                    \
+      if constexpr (kFused) {                                                           \
+        return p.wants_dx ? fused_rows<Vec, R, C, true> : fused_rows<Vec, R, C, false>; \
+      } else {                                                                          \
+        return gather_rows<Vec, R, C>;                                                  \
+      }                                                                                 \
+    }                                                                                   \
   }
   DENDNORM_RUN_SHAPES(DENDNORM_RUN_SHAPE)
 #undef DENDNORM_RUN_SHAPE
@@ -60,7 +60,7 @@ void stage(const ConvPass<typename Vec::Scalar>& p, const typename Vec::Scalar* 
   constexpr int kLanes = Vec::kLanes;
   const ConvAxis &rows = p.axis[0], &columns = p.axis[1];
   const i64 apart = p.in.column * columns.step, width = columns.region;
-  const i64 ahead = p.ahead * p.in.channel;
+  const i64 ahead = kAhead * p.in.channel;
   for (i64 c = 0; c < channels; ++c, images += p.in.channel) {
     for (i64 a = 0; a < rows.gathered_phases; ++a) {
       for (i64 b = 0; b < columns.gathered_phases; ++b) {
@@ -137,8 +137,8 @@ template <class T>
 void conv_items(const ConvPass<T>& p, RunRows<T> rows_of, i64 first, i64 last, T* scratch, PhaseRun* phases,
                 T* partial) {
   for (i64 item = first; item < last; ++item) {
-    const i64 tile = p.tiles_inside ? item % p.tiles : item / p.items_of_tile;
-    const i64 part = p.tiles_inside ? item / p.tiles : item % p.items_of_tile;
+    const i64 tile = item / p.items_of_tile;
+    const i64 part = item % p.items_of_tile;
     const i64 begin = part * p.step, end = part + 1 == p.items_of_tile ? p.axis[0].runs : begin + p.step;
     for (i64 row = begin; row < end; ++row) conv_row(p, rows_of, tile, row, scratch, phases, partial);
   }
@@ -172,12 +172,13 @@ void conv_fused(const ConvPass<T>& p, const Threads& threads, int count, std::by
     const i64 last = share_begin(parts, end, count);
     for (i64 part = share_begin(parts, begin, count); part < last; ++part) {
       T* partial = p.partials + part * p.distance;
-      for (i64 k = 0; k < p.connections; ++k) partial[k] = 0;
+      for (i64 k = 0; p.first && k < p.connections; ++k) partial[k] = 0;
       conv_items<T>(p, rows_of, share_begin(p.items, part, parts), share_begin(p.items, part + 1, parts),
                     scratch_of(p, workspace, begin), phases_of(p, workspace, begin), partial);
     }
   };
   in_threads(threads, count, body);
+  if (!p.last) return;
   auto add = [&](i64 begin, i64 end) {
     const i64 last = share_begin(p.connections, end, count);
     for (i64 k = share_begin(p.connections, begin, count); k < last; ++k) {

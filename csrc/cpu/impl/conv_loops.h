@@ -5,23 +5,25 @@
 
 namespace {
 
+constexpr i64 kAhead = 2;  // channels: what lies in memory is asked for before its turn
+
 // A run, for the rows of each phase.
 struct PhaseRun {
-  i64 in, out, x;      // where a row's gathered part, its results and X begin, in elements
-  i64 rows, columns;   // so many of its first were there in the run before
-  bool live;           // whether it has positions that were not
+  i64 in, out, x;     // where a row's gathered part, its results and X begin, in elements
+  i64 rows, columns;  // so many of its first were there in the run before
+  bool live;          // whether it has positions that were not
 };
 
 template <class T>
 struct Run {
   const PhaseRun* phases;
-  const T* in;      // staged
-  T* out;           // of the tile and the group
-  const T* x;       // likewise
-  const T* bias;    // of the group, where this block begins the sums
-  T* partial;       // of the gradient
-  i64 first;        // row of the view
-  bool begins;      // the sums begin with this block
+  const T* in;    // staged
+  T* out;         // of the tile and the group
+  const T* x;     // likewise
+  const T* bias;  // of the group, where this block begins the sums
+  T* partial;     // of the gradient
+  i64 first;      // row of the view
+  bool begins;    // the sums begin with this block
 };
 
 template <class Vec>
@@ -149,8 +151,8 @@ void fused_rows(const ConvPass<typename Vec::Scalar>& p, const Run<typename Vec:
       done = end;
       continue;
     }
-    if (p.ahead_x > 0 && i + p.ahead_x < run.first + p.view_rows) {
-      const T* next = run.x + p.channel[i + p.ahead_x] * p.x.channel + run.phases[p.phase[i + p.ahead_x]].x;
+    if (i + kAhead < run.first + p.view_rows) {
+      const T* next = run.x + p.channel[i + kAhead] * p.x.channel + run.phases[p.phase[i + kAhead]].x;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16

@@ -94,8 +94,8 @@ void pack_images_as(const Images& from, const ImageSizes& s, const Slab<T>& to, 
   const A* images = static_cast<const A*>(from.data);
   if (from.channel == 1 && s.channels > 1 && kLanes % Square<T>::kSide == 0) {
     for_parts<T>(s, s.height, threads, [&](i64 tile, i64 h, i64 samples) {
-      pack_channels(from, s, to, images + tile * kLanes * from.sample + h * from.row, to.data + tile * to.tile + h * to.row,
-                    samples);
+      pack_channels(from, s, to, images + tile * kLanes * from.sample + h * from.row,
+                    to.data + tile * to.tile + h * to.row, samples);
     });
     return;
   }
@@ -124,8 +124,8 @@ void unpack_images_as(const Slab<T>& from, const ImageSizes& s, const Images& to
   A* images = static_cast<A*>(to.data);
   if (to.channel == 1 && s.channels > 1 && kLanes % Square<T>::kSide == 0) {
     for_parts<T>(s, s.height, threads, [&](i64 tile, i64 h, i64 samples) {
-      unpack_channels(from, s, to, from.data + tile * from.tile + h * from.row, images + tile * kLanes * to.sample + h * to.row,
-                      samples);
+      unpack_channels(from, s, to, from.data + tile * from.tile + h * from.row,
+                      images + tile * kLanes * to.sample + h * to.row, samples);
     });
     return;
   }

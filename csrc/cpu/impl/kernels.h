@@ -11,7 +11,7 @@ namespace {
 
 template <class T>
 constexpr KernelsOf<T> kernels_of() {
-  return {Isa<T>::kWidths, forward<T>,       columns<T>,    conv_limits<T>(),
+  return {Isa<T>::kWidths, forward<T>,       columns<T>,     conv_limits<T>(),
           pack_images<T>,  unpack_images<T>, conv_gather<T>, conv_fused<T>};
 }
 
