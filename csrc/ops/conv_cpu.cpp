@@ -7,6 +7,7 @@
 
 #include <optional>
 
+#include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "ops/conv.h"
 #include "ops/layer_ops.h"
@@ -75,12 +76,13 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const OptionalTe
     f.x = images_of(input);
     f.y = images_of(output);
     f.rows = rows_of(pattern);
+    f.columns = columns_of(pattern);
     f.weights = w.const_data_ptr<T>();
     f.bias = shift.defined() ? shift.const_data_ptr<T>() : nullptr;
     f.threads = threads();
     Memory memory;
     f.room = memory.room();
-    cpu::conv_forward(f);
+    cpu::conv_forward(f, cpu::kernels<T>());
   });
   return output;
 }
@@ -107,13 +109,14 @@ Tensor4 sparse_conv2d_backward(const Tensor& grad_output, const Tensor& input, c
     c.x = images_of(input);
     c.dx = images_of(gradients.input);
     c.rows = rows_of(pattern);
+    c.columns = columns_of(pattern);
     c.weights = w.const_data_ptr<T>();
     c.gradient = wants_values ? g.mutable_data_ptr<T>() : nullptr;
     c.bias_gradient = gradients.bias.defined() ? gradients.bias.mutable_data_ptr<T>() : nullptr;
     c.threads = threads();
     Memory memory;
     c.room = memory.room();
-    cpu::conv_backward(c);
+    cpu::conv_backward(c, cpu::kernels<T>());
     if (wants_values && scales(layer)) {
       raw_gradients(layer, g.const_data_ptr<T>(), gradients.weight, gradients.excitability);
     }
