@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/conv_plan.h"
+#include "cpu/conv_strips.h"
 #include "cpu/conv_tiles.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
@@ -17,9 +18,6 @@ namespace {
 using i64 = std::int64_t;
 
 constexpr i64 kNear = i64{16} << 20;  // bytes of packed images at a time, or one tile: they stay in the last cache
-
-ImageSizes input_sizes(const ConvShape& s) { return {s.samples, s.channels, s.height, s.width}; }
-ImageSizes output_sizes(const ConvShape& s) { return {s.samples, s.filters, s.out_height(), s.out_width()}; }
 
 // How many tiles are packed together: a matter of sizes, for the sums of a gradient depend on it.
 i64 tiles_together(i64 tiles, i64 bytes_of_tile) {
@@ -157,6 +155,7 @@ void conv_forward(const ConvForward<T>& given, const KernelsOf<T>& set) {
   const ConvShape& s = f.shape;
   if (is_linear(s) && is_matrix(f.x, input_sizes(s)) && is_matrix(f.y, output_sizes(s))) return linear_forward(f, set);
   if (s.samples == 0 || s.filters == 0) return;
+  if (prefers_strips(s, set.conv.lanes)) return strips_forward(f, set);
   ConvPlan<T> plan(s, f.rows, f.weights, ConvPlan<T>::Direction::kForward, set.conv);
   ConvPass<T>& p = plan.pass;
   ImageTiles<T> x(f.x, input_sizes(s), set), y(f.y, output_sizes(s), set);
@@ -197,6 +196,7 @@ void conv_backward(const ConvBackward<T>& given, const KernelsOf<T>& set) {
       is_matrix(c.dx, input_sizes(s))) {
     return linear_backward(c, set);
   }
+  if (prefers_strips(s, set.conv.lanes)) return strips_backward(c, set);
   const bool wants_dx = c.dx.data != nullptr, wants_gradient = c.gradient != nullptr;
   std::vector<double> sums(c.bias_gradient != nullptr ? s.filters : 0, 0.0);
   if (s.samples == 0) {

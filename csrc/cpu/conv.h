@@ -35,6 +35,9 @@ struct ConvShape {
   std::int64_t group_filters() const { return filters / window.groups; }
 };
 
+inline ImageSizes input_sizes(const ConvShape& s) { return {s.samples, s.channels, s.height, s.width}; }
+inline ImageSizes output_sizes(const ConvShape& s) { return {s.samples, s.filters, s.out_height(), s.out_width()}; }
+
 // Where memory for a call comes from: aligned to 64 bytes, and there until it ends.
 struct Room {
   std::byte* (*take)(void* context, std::size_t bytes);

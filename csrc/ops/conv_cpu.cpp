@@ -2,10 +2,12 @@
 #include "cpu/conv.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <optional>
+#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
@@ -38,7 +40,7 @@ cpu::ConvShape shape_of(const Tensor& input, const Pattern& pattern, const Windo
           pattern.row_indices.size(0)};
 }
 
-// What a call of the kernels needs besides its results, taken once.
+// What a call of the kernels needs besides its results.
 class Memory {
  public:
   cpu::Room room() {
@@ -46,9 +48,14 @@ class Memory {
   }
 
  private:
-  std::byte* take(std::size_t bytes) { return workspace_.emplace(bytes).data(); }
+  std::byte* take(std::size_t bytes) {
+    if (!workspace_.has_value()) return workspace_.emplace(bytes).data();
+    more_.push_back(at::empty({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte)));
+    return static_cast<std::byte*>(more_.back().mutable_data_ptr());
+  }
 
   std::optional<Workspace> workspace_;
+  std::vector<Tensor> more_;
 };
 
 // The effective weights, or the values where they are the same.

@@ -37,8 +37,8 @@ void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
 #endif
 }
 
-// What the allocator gets anew from the system for every call, page by page.
-constexpr std::size_t kAnew = std::size_t{32} << 20;
+// What the allocator may get anew from the system for every call, page by page.
+constexpr std::size_t kAnew = std::size_t{8} << 20;
 // What a thread keeps, at most.
 constexpr std::size_t kKept = std::size_t{64} << 20;
 
