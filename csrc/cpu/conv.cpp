@@ -156,7 +156,7 @@ void conv_forward(const ConvForward<T>& given, const KernelsOf<T>& set) {
   if (is_linear(s) && is_matrix(f.x, input_sizes(s)) && is_matrix(f.y, output_sizes(s))) return linear_forward(f, set);
   if (s.samples == 0 || s.filters == 0) return;
   if (prefers_strips(s, set.conv.lanes)) return strips_forward(f, set);
-  ConvPlan<T> plan(s, f.rows, f.weights, ConvPlan<T>::Direction::kForward, set.conv);
+  ConvPlan<T> plan(s, f.rows, f.columns, f.weights, ConvPlan<T>::Direction::kForward, set.conv);
   ConvPass<T>& p = plan.pass;
   ImageTiles<T> x(f.x, input_sizes(s), set), y(f.y, output_sizes(s), set);
   const int threads = worthwhile_threads(s, f.threads);
@@ -206,7 +206,7 @@ void conv_backward(const ConvBackward<T>& given, const KernelsOf<T>& set) {
     const Direction direction = !wants_gradient ? Direction::kInput
                                 : wants_dx      ? Direction::kBoth
                                                 : Direction::kGradient;
-    ConvPlan<T> plan(s, c.rows, c.weights, direction, set.conv);
+    ConvPlan<T> plan(s, c.rows, c.columns, c.weights, direction, set.conv);
     ConvPass<T>& p = plan.pass;
     ImageTiles<T> dy(c.dy, output_sizes(s), set), x(c.x, input_sizes(s), set), dx(c.dx, input_sizes(s), set);
     const int threads = worthwhile_threads(s, c.threads);
