@@ -13,7 +13,7 @@
 #include "cpu/norm.h"
 #include "ops/conv.h"
 #include "ops/layer_ops.h"
-#include "ops/on_cpu.h"
+#include "ops/layer_on_cpu.h"
 
 namespace dendnorm::ops {
 namespace {

@@ -12,7 +12,7 @@ from .._arguments import connections, features, seed_of, value_dtype
 from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
 from .norms import Norm, resolve
-from .pattern import Pattern, check_view
+from .pattern import Pattern, require_tensors
 
 __all__ = ["SparseLinear"]
 
@@ -28,7 +28,9 @@ def _of_pattern(pattern: object, in_features: int | None, out_features: int | No
                              ("out_features", out_features, pattern.out_features)):  # fmt: skip
         if given is not None and given != own:
             raise ValueError(f"{name} must be the pattern's, {own}, or left out, got {given}")
-    check_view(*pattern[:2], pattern.in_features, pattern.out_features, ("pattern.ccol_indices", "pattern.row_indices"))
+    _ops.check_view(
+        *pattern[:2], pattern.in_features, pattern.out_features, "pattern.ccol_indices", "pattern.row_indices"
+    )
     return pattern.in_features, pattern.out_features, None, pattern.nnz
 
 
@@ -156,19 +158,8 @@ class SparseLinear(SparseLayer):
                 raise ValueError("density must be given for a linear on the meta device, which has no values, got None")
             layer = cls(cols, rows, nnz=count, norm=norm, bias=linear.bias is not None, device="meta")
         else:
-            if not torch.isfinite(dense).all():
-                raise ValueError("linear.weight must be finite, got nan or infinite values")
-            by_column = dense.T.reshape(-1)
-            if count is None:
-                kept = by_column != 0
-            else:
-                magnitude = by_column.abs()
-                magnitude = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
-                if not _ops.has_kernel("weakest", magnitude.device):
-                    magnitude = magnitude.cpu()
-                kept = ~_ops.weakest(magnitude, rows * cols - count).to(dense.device)
-            keys = kept.nonzero().flatten()
-            layer = cls._of(Pattern._from_keys(keys, rows, cols), by_column[keys], linear.bias, norm)
+            ccol, row, effective = _ops.largest_connections(dense, count, "linear.weight")
+            layer = cls._of(Pattern._of(ccol, row, rows), effective, linear.bias, norm)
         for mine, theirs in ((layer.weight, linear.weight), (layer.bias, linear.bias)):
             if mine is not None:
                 mine.requires_grad_(theirs.requires_grad)
@@ -202,25 +193,12 @@ class SparseLinear(SparseLayer):
         if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) != 2:
             raise TypeError(f"shape must be a pair (out_features, in_features), got {shape!r}")
         rows, cols = features("shape[0]", shape[0]), features("shape[1]", shape[1])
-        pattern = Pattern.from_csr(crow_indices, col_indices, (rows, cols))
-        for name, tensor, size in (("values", values, pattern.nnz), ("bias", bias, rows)):
-            if tensor is None and name == "bias":
-                continue
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-            if tensor.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"{name} must be of dtype float32 or float64, got {tensor.dtype}")
-            if tuple(tensor.shape) != (size,):
-                raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
-            if tensor.device != pattern.perm.device:
-                raise ValueError(f"{name} must be on {pattern.perm.device} like the indices, got {tensor.device}")
-            if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} must be finite, got nan or infinite values")
-        if bias is not None and bias.dtype != values.dtype:
-            raise TypeError(f"bias must be of values' dtype {values.dtype}, got {bias.dtype}")
-        effective = torch.empty_like(values.detach())
-        effective[pattern.perm.long()] = values.detach()
-        return cls._of(pattern, effective, bias, norm)
+        require_tensors(crow_indices=crow_indices, col_indices=col_indices, values=values)
+        if bias is not None:
+            require_tensors(bias=bias)
+        with torch.no_grad():
+            ccol, row, effective = _ops.connections_of_csr(crow_indices, col_indices, values, bias, rows, cols)
+        return cls._of(Pattern._of(ccol, row, rows), effective, bias, norm)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if is_compiling():
