@@ -10,6 +10,8 @@
 #include <cstdint>
 
 #include "core/layer.h"
+#include "cpu/conv.h"
+#include "cpu/conv_pass.h"
 #include "cpu/parallel.h"
 
 namespace dendnorm::cpu {
@@ -69,6 +71,12 @@ struct KernelsOf {
   Widths widths;
   void (*forward)(const Forward<T>&, const ForwardPlan&, std::byte* workspace);
   void (*columns)(const Columns<T>&, const ColumnsPlan&, std::byte* workspace);
+  // Of convolutions. The workspace holds the scratch of so many threads.
+  ConvLimits conv;
+  void (*pack)(const Images&, const ImageSizes&, const Slab<T>&, const Threads&);
+  void (*unpack)(const Slab<T>&, const ImageSizes&, const Images&, const Threads&);
+  void (*gather)(const ConvPass<T>&, const Threads&, int threads, std::byte* workspace);
+  void (*fused)(const ConvPass<T>&, const Threads&, int threads, std::byte* workspace);
 };
 
 struct Kernels : KernelsOf<float>, KernelsOf<double> {

@@ -1,34 +1,23 @@
 // Hands tensors to csrc/cpu.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <memory>
-#include <numeric>
 #include <optional>
 #include <vector>
 
-#include "core/pattern.h"
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "cpu/plan.h"
 #include "ops/layer_ops.h"
-#include "ops/on_cpu.h"
+#include "ops/layer_on_cpu.h"
 
 namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
-
-template <class T>
-cpu::Layer<T> threaded_layer(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
-                             const Norm& norm) {
-  auto layer = layer_of<cpu::Layer<T>, T>(weight, excitability, pattern, norm);
-  layer.threads = threads();
-  return layer;
-}
 
 // The factors of all rows and the memory that holds them; null factors where every factor is 1.
 template <class T>
@@ -92,31 +81,12 @@ void run_columns(cpu::Columns<T>& c) {
   kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
 }
 
-// Sums per-row parts of dC/de to e's own shape.
-template <class T>
-void excitability_gradient(const std::vector<double>& parts, const Tensor& gradient) {
-  T* data = gradient.mutable_data_ptr<T>();
-  if (is_per_row(gradient)) {
-    for (std::size_t i = 0; i < parts.size(); ++i) data[i] = static_cast<T>(parts[i]);
-  } else {
-    data[0] = static_cast<T>(std::accumulate(parts.begin(), parts.end(), 0.0));
-  }
-}
-
 struct Backend {
   struct Guard {
     explicit Guard(const Tensor&) {}
   };
 
-  static void check_views(const char* op, const Pattern& p) {
-    const View columns = columns_of(p), rows = rows_of(p);
-    TORCH_CHECK_VALUE(views_agree(columns.start, p.ccol_indices.size(0) - 1, columns.index, rows.start,
-                                  p.crow_indices.size(0) - 1, rows.index, rows.perm, p.perm.size(0)),
-                      "dendnorm::", op,
-                      ": crow_indices, col_indices and perm must be the row view of ccol_indices and row_indices, got "
-                      "views of different patterns; a compiled or exported graph keeps the row view: call the layer "
-                      "once outside of it after its pattern was written, or layer.load_state_dict");
-  }
+  static void check_views(const char* op, const Pattern& pattern) { check_same_pattern(op, pattern); }
 
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
@@ -191,7 +161,7 @@ struct Backend {
     run_columns(c);
 
     if (wanted.rows_pass()) {
-      norm_gradient(layer, c.gradient, gradients.weight, gradients.excitability);
+      raw_gradients(layer, c.gradient, gradients.weight, gradients.excitability);
     } else if (wanted.dots()) {
       excitability_gradient<T>(dots, gradients.excitability);
     }
@@ -206,7 +176,7 @@ struct Backend {
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    norm_gradient(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
+    raw_gradients(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
   }
 
   template <class T>
@@ -222,15 +192,6 @@ struct Backend {
     c.columns = columns_of(pattern);
     c.gradient = result.mutable_data_ptr<T>();
     run_columns(c);
-  }
-
- private:
-  template <class T>
-  static void norm_gradient(const cpu::Layer<T>& layer, const T* grad, const Tensor& dv, const Tensor& de) {
-    std::vector<double> parts(de.defined() ? layer.rows : 0);
-    cpu::norm_gradient(layer, grad, dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                       de.defined() ? parts.data() : nullptr);
-    if (de.defined()) excitability_gradient<T>(parts, de);
   }
 };
 

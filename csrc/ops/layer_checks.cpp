@@ -1,10 +1,9 @@
 #include <ATen/ops/empty.h>
-#include <c10/core/SymInt.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
 
-#include "ops/layer.h"
+#include "ops/layer_checks.h"
 
 namespace dendnorm::ops {
 void check_norm(const char* op, const Norm& norm) {
@@ -14,13 +13,9 @@ void check_norm(const char* op, const Norm& norm) {
               norm.p);
 }
 
-namespace {
-
 using at::Tensor;
 
-struct Sizes {
-  c10::SymInt inputs, outputs, connections;
-};
+namespace {
 
 void check_indices(const char* op, const char* name, const Tensor& indices, const Tensor& weight) {
   require_dtype(op, name, indices, {at::kInt});
@@ -29,7 +24,7 @@ void check_indices(const char* op, const char* name, const Tensor& indices, cons
   require_contiguous(op, name, indices);
 }
 
-Sizes check_pattern(const char* op, const Pattern& pattern, const Tensor& weight) {
+LayerSizes check_pattern(const char* op, const Pattern& pattern, const Tensor& weight) {
   check_indices(op, "ccol_indices", pattern.ccol_indices, weight);
   check_indices(op, "row_indices", pattern.row_indices, weight);
   check_indices(op, "crow_indices", pattern.crow_indices, weight);
@@ -47,12 +42,14 @@ Sizes check_pattern(const char* op, const Pattern& pattern, const Tensor& weight
   return {pattern.ccol_indices.sym_size(0) - 1, pattern.crow_indices.sym_size(0) - 1, nnz};
 }
 
-Sizes check_layer(const char* op, const Tensor& weight, const OptionalTensor& excitability, const Pattern& pattern,
-                  const Norm& norm) {
+}  // namespace
+
+LayerSizes check_layer(const char* op, const Tensor& weight, const OptionalTensor& excitability, const Pattern& pattern,
+                       const Norm& norm) {
   check_norm(op, norm);
   require_dtype(op, "weight", weight, {at::kFloat, at::kDouble});
   require_one_dimension(op, "weight", weight);
-  const Sizes sizes = check_pattern(op, pattern, weight);
+  const LayerSizes sizes = check_pattern(op, pattern, weight);
   if (given(excitability)) {
     const Tensor& e = *excitability;
     require_dtype_of(op, "excitability", e, "weight", weight);
@@ -65,16 +62,35 @@ Sizes check_layer(const char* op, const Tensor& weight, const OptionalTensor& ex
   return sizes;
 }
 
-void check_activations(const char* op, const char* name, const Tensor& activations, const c10::SymInt& size,
-                       const Tensor& weight) {
-  TORCH_CHECK(activations.dim() >= 1 && activations.sym_size(-1) == size, "dendnorm::", op, ": ", name,
-              " must have shape (*, ", size, "), got ", activations.sym_sizes());
+void check_type_of_activations(const char* op, const char* name, const Tensor& activations, const Tensor& weight) {
   require_device_of(op, name, activations, "weight", weight);
   if (weight.scalar_type() == at::kFloat) {
     require_dtype(op, name, activations, {at::kFloat, at::kBFloat16, at::kHalf}, " where weight has float32");
   } else {
     require_dtype(op, name, activations, {at::kDouble}, " where weight has float64");
   }
+}
+
+void check_bias(const char* op, const Tensor& bias, const c10::SymInt& size, const Tensor& weight) {
+  TORCH_CHECK(bias.dim() == 1 && bias.sym_size(0) == size, "dendnorm::", op,
+              ": bias must have shape (out_features,) = (", size, ",), got ", bias.sym_sizes());
+  require_dtype_of(op, "bias", bias, "weight", weight);
+  require_device_of(op, "bias", bias, "weight", weight);
+}
+
+Tensor empty_vector(const c10::SymInt& size, const Tensor& like) { return at::empty_symint({size}, like.options()); }
+
+Tensor empty_excitability(const OptionalTensor& excitability) {
+  return given(excitability) ? at::empty_symint(excitability->sym_sizes(), excitability->options()) : Tensor();
+}
+
+namespace {
+
+void check_activations(const char* op, const char* name, const Tensor& activations, const c10::SymInt& size,
+                       const Tensor& weight) {
+  TORCH_CHECK(activations.dim() >= 1 && activations.sym_size(-1) == size, "dendnorm::", op, ": ", name,
+              " must have shape (*, ", size, "), got ", activations.sym_sizes());
+  check_type_of_activations(op, name, activations, weight);
 }
 
 // Two activations of the same samples.
@@ -84,13 +100,6 @@ void check_same_leading(const char* op, const char* name, const Tensor& activati
   TORCH_CHECK(mine.slice(0, mine.size() - 1).equals(theirs.slice(0, theirs.size() - 1)), "dendnorm::", op, ": ", name,
               " must have the leading sizes of ", other_name, ", ", theirs, ", got ", mine);
   require_dtype_of(op, name, activations, other_name, other);
-}
-
-void check_bias(const char* op, const Tensor& bias, const c10::SymInt& size, const Tensor& weight) {
-  TORCH_CHECK(bias.dim() == 1 && bias.sym_size(0) == size, "dendnorm::", op,
-              ": bias must have shape (out_features,) = (", size, ",), got ", bias.sym_sizes());
-  require_dtype_of(op, "bias", bias, "weight", weight);
-  require_device_of(op, "bias", bias, "weight", weight);
 }
 
 // Whether samples are adjacent in memory: then a result of the same samples keeps that order.
@@ -108,12 +117,6 @@ Tensor empty_activations(const Tensor& like, const c10::SymInt& size) {
   return at::empty_symint(sizes, like.options());
 }
 
-Tensor empty_vector(const c10::SymInt& size, const Tensor& like) { return at::empty_symint({size}, like.options()); }
-
-Tensor empty_excitability(const OptionalTensor& excitability) {
-  return given(excitability) ? at::empty_symint(excitability->sym_sizes(), excitability->options()) : Tensor();
-}
-
 Tensor or_empty(const Tensor& result, const Tensor& like) { return result.defined() ? result : empty_vector(0, like); }
 
 }  // namespace
@@ -121,7 +124,7 @@ Tensor or_empty(const Tensor& result, const Tensor& like) { return result.define
 Tensor empty_sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                            const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
   const char* op = "sparse_linear";
-  const Sizes sizes = check_layer(op, weight, excitability, pattern, norm);
+  const LayerSizes sizes = check_layer(op, weight, excitability, pattern, norm);
   check_activations(op, "input", input, sizes.inputs, weight);
   if (given(bias)) check_bias(op, *bias, sizes.outputs, weight);
   return empty_activations(input, sizes.outputs);
@@ -131,7 +134,7 @@ Gradients empty_sparse_linear_backward(const Tensor& grad_output, const Tensor& 
                                        const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
                                        std::array<bool, 4> mask) {
   const char* op = "sparse_linear_backward";
-  const Sizes sizes = check_layer(op, weight, excitability, pattern, norm);
+  const LayerSizes sizes = check_layer(op, weight, excitability, pattern, norm);
   check_activations(op, "input", input, sizes.inputs, weight);
   check_activations(op, "grad_output", grad_output, sizes.outputs, weight);
   check_same_leading(op, "grad_output", grad_output, "input", input);
@@ -151,7 +154,7 @@ Tensor empty_effective_weight(const Tensor& weight, const OptionalTensor& excita
 Gradients empty_effective_weight_backward(const Tensor& grad, const Tensor& weight, const OptionalTensor& excitability,
                                           const Pattern& pattern, const Norm& norm, std::array<bool, 2> mask) {
   const char* op = "effective_weight_backward";
-  const Sizes sizes = check_layer(op, weight, excitability, pattern, norm);
+  const LayerSizes sizes = check_layer(op, weight, excitability, pattern, norm);
   require_shape_of(op, "grad", grad, "weight", weight);
   require_dtype_of(op, "grad", grad, "weight", weight);
   require_device_of(op, "grad", grad, "weight", weight);
@@ -167,7 +170,7 @@ Tensor empty_sampled_product(const Tensor& rows, const Tensor& columns, const Pa
   const at::ScalarType type = columns.scalar_type();
   const Tensor result =
       at::empty_symint({pattern.row_indices.sym_numel()}, columns.options().dtype(is_16_bit(type) ? at::kFloat : type));
-  const Sizes sizes = check_pattern(op, pattern, result);
+  const LayerSizes sizes = check_pattern(op, pattern, result);
   check_activations(op, "rows", rows, sizes.outputs, result);
   check_activations(op, "columns", columns, sizes.inputs, result);
   check_same_leading(op, "rows", rows, "columns", columns);

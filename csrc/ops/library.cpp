@@ -4,10 +4,13 @@
 //   ccol_indices (N + 1,), row_indices (nnz,)   column view; the order of `weight`
 //   crow_indices (M + 1,), col_indices (nnz,)   row view
 //   perm (nnz,)                                 weight[perm] is in the order of the row view
+// WINDOW is how a convolution moves over images: kernel_size, stride and dilation of rows and columns, padding above,
+// below, left and right. Its pattern has a row for each filter and a column for each tap (core/window.h).
 #include <torch/library.h>
 
 #define PATTERN "Tensor ccol_indices, Tensor row_indices, Tensor crow_indices, Tensor col_indices, Tensor perm"
 #define NORM "float a, float b, float p"
+#define WINDOW "int[] kernel_size, int[] stride, int[] padding, int[] dilation, int groups"
 
 TORCH_LIBRARY(dendnorm, m) {
   // The layer and its derivatives.
@@ -19,6 +22,10 @@ TORCH_LIBRARY(dendnorm, m) {
   m.def("effective_weight_backward(Tensor grad, Tensor weight, Tensor? excitability, " PATTERN ", " NORM
         ", bool[2] output_mask) -> (Tensor, Tensor)");
   m.def("sampled_product(Tensor rows, Tensor columns, " PATTERN ") -> Tensor");
+  m.def("sparse_conv2d(Tensor input, Tensor weight, Tensor? bias, Tensor? excitability, " PATTERN ", " NORM ", " WINDOW
+        ") -> Tensor");
+  m.def("sparse_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? excitability, " PATTERN
+        ", " NORM ", " WINDOW ", bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 
   // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula.
   // `excitability` holds e where it is given; `start` is what e has where no weight decides it.

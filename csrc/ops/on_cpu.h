@@ -42,8 +42,10 @@ inline void parallel_for(std::int64_t items, cpu::ParallelBody body, void* conte
 
 inline cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
 
-// What the allocator gets anew from the system for every call, page by page.
-inline constexpr std::size_t kAnew = std::size_t{32} << 20;
+// What the allocator may get anew from the system for every call, page by page.
+inline constexpr std::size_t kAnew = std::size_t{8} << 20;
+// What a thread keeps, at most.
+inline constexpr std::size_t kKept = std::size_t{64} << 20;
 
 // Asks for large pages where memory is new: ten thousand page faults fewer for 40 MB.
 inline void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
@@ -64,7 +66,7 @@ inline void prefer_large_pages(const at::Tensor& result) {
 class Workspace {
  public:
   explicit Workspace(std::size_t bytes) {
-    if (bytes > kAnew) {
+    if (bytes > kKept) {
       own_ = allocate(bytes);
       prefer_large_pages(own_.get(), bytes);
       data_ = own_.get();
@@ -76,6 +78,7 @@ class Workspace {
       size = 0;
       kept.reset();
       kept = allocate(bytes);
+      prefer_large_pages(kept.get(), bytes);
       size = bytes;
     }
     data_ = kept.get();

@@ -22,7 +22,7 @@ Expected = tuple[oracle.Result | torch.Tensor | None, ...]
 # The layer
 
 
-def _pattern(ccol_indices: torch.Tensor, row_indices: torch.Tensor, crow_indices: torch.Tensor) -> oracle.Pattern:
+def pattern_of(ccol_indices: torch.Tensor, row_indices: torch.Tensor, crow_indices: torch.Tensor) -> oracle.Pattern:
     return oracle.pattern_of(_mask(ccol_indices, row_indices, len(crow_indices) - 1))
 
 
@@ -32,7 +32,7 @@ def _listed(result: oracle.Result, pattern: oracle.Pattern, skip: np.ndarray | N
     return oracle.Result(result.value[where], result.terms[where], skip)
 
 
-def _asked(mask: list[bool], results: list[oracle.Result | None]) -> Expected:
+def asked(mask: list[bool], results: list[oracle.Result | None]) -> Expected:
     return tuple(
         result if wanted and result is not None else NOTHING for wanted, result in zip(mask, results, strict=True)
     )
@@ -41,7 +41,7 @@ def _asked(mask: list[bool], results: list[oracle.Result | None]) -> Expected:
 def sparse_linear(
     input, weight, bias, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p
 ) -> Expected:
-    pattern = _pattern(ccol_indices, row_indices, crow_indices)
+    pattern = pattern_of(ccol_indices, row_indices, crow_indices)
     zero = torch.zeros(*input.shape[:-1], pattern.mask.shape[0])
     return (oracle.sparse_linear(input, weight, bias, excitability, pattern, a, b, p, zero).output,)
 
@@ -50,16 +50,16 @@ def sparse_linear_backward(
     grad_output, input, weight, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p,
     output_mask,
 ) -> Expected:  # fmt: skip
-    pattern = _pattern(ccol_indices, row_indices, crow_indices)
+    pattern = pattern_of(ccol_indices, row_indices, crow_indices)
     want = oracle.sparse_linear(input, weight, None, excitability, pattern, a, b, p, grad_output)
     d_weight = oracle.Result(want.d_weight.value, want.d_weight.terms, want.undefined)
-    return _asked(output_mask, [want.d_input, d_weight, want.d_bias, want.d_excitability])
+    return asked(output_mask, [want.d_input, d_weight, want.d_bias, want.d_excitability])
 
 
 def effective_weight(
     weight, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p
 ) -> Expected:
-    pattern = _pattern(ccol_indices, row_indices, crow_indices)
+    pattern = pattern_of(ccol_indices, row_indices, crow_indices)
     dense = oracle.effective_weight(weight, excitability, pattern, a, b, p)
     return (_listed(oracle.Result(dense, np.abs(dense)), pattern),)
 
@@ -67,12 +67,12 @@ def effective_weight(
 def effective_weight_backward(
     grad, weight, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p, output_mask
 ) -> Expected:
-    pattern = _pattern(ccol_indices, row_indices, crow_indices)
+    pattern = pattern_of(ccol_indices, row_indices, crow_indices)
     dense = oracle.dense_of(grad, pattern)
     d_weight, d_excitability, vanishing = oracle.effective_weight_backward(
         dense, np.abs(dense), weight, excitability, pattern, a, b, p
     )
-    return _asked(output_mask, [_listed(d_weight, pattern, vanishing[pattern.rows_cols[0]]), d_excitability])
+    return asked(output_mask, [_listed(d_weight, pattern, vanishing[pattern.rows_cols[0]]), d_excitability])
 
 
 def raw_values(effective, row_indices, rows, a, b, p, variable, excitability, start, name) -> Expected:
@@ -98,7 +98,7 @@ def raw_values(effective, row_indices, rows, a, b, p, variable, excitability, st
 
 
 def sampled_product(rows, columns, ccol_indices, row_indices, crow_indices, col_indices, perm) -> Expected:
-    pattern = _pattern(ccol_indices, row_indices, crow_indices)
+    pattern = pattern_of(ccol_indices, row_indices, crow_indices)
     flat = math.prod(rows.shape[:-1])
     y, x = (tensor.detach().double().reshape(flat, tensor.shape[-1]).numpy() for tensor in (rows, columns))
     return (_listed(oracle.Result(y.T @ x, np.abs(y).T @ np.abs(x)), pattern),)

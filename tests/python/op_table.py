@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import op_conv
 import op_references as references
 import op_rewiring
 import torch
@@ -172,7 +173,17 @@ def layer_op(name: str, differentiable: tuple[str, ...], masks: int = 0) -> Op:
     )
 
 
+def conv_op(name: str, differentiable: tuple[str, ...], masks: int = 0) -> Op:
+    images = ("input", "grad_output")  # of the other shape
+    shared = {label: wrong for label, wrong in LAYER_ERRORS.items() if label.split()[0] not in images}
+    return op_conv.entry(name, differentiable, masks, shared, tuple(sorted(FAMILY)), TYPICAL_NORMS)
+
+
 OPS: dict[str, Op] = {
+    "sparse_conv2d": conv_op("sparse_conv2d", ("input", "weight", "bias", "excitability")),
+    "sparse_conv2d_backward": conv_op(
+        "sparse_conv2d_backward", ("grad_output", "input", "weight", "excitability"), masks=4
+    ),
     "sparse_linear": layer_op("sparse_linear", ("input", "weight", "bias", "excitability")),
     "sparse_linear_backward": layer_op(
         "sparse_linear_backward", ("grad_output", "input", "weight", "excitability"), masks=4

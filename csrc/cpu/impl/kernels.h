@@ -3,11 +3,18 @@
 #pragma once
 
 #include "cpu/impl/columns.h"
+#include "cpu/impl/conv.h"
+#include "cpu/impl/conv_pack.h"
 #include "cpu/impl/forward.h"
 
 namespace {
 
-const Kernels table{{Isa<float>::kWidths, forward<float>, columns<float>},
-                    {Isa<double>::kWidths, forward<double>, columns<double>}};
+template <class T>
+constexpr KernelsOf<T> kernels_of() {
+  return {Isa<T>::kWidths, forward<T>,       columns<T>,     conv_limits<T>(),
+          pack_images<T>,  unpack_images<T>, conv_gather<T>, conv_fused<T>};
+}
+
+const Kernels table{kernels_of<float>(), kernels_of<double>()};
 
 }  // namespace

@@ -6,6 +6,8 @@ namespace {
 template <>
 struct Isa<float> {
   static constexpr Widths kWidths{32, 32};
+  using Conv = F8;
+  static constexpr int kGathered = 12, kFused = 8;
 
   template <class F>
   static void with_width(int width, F&& f) {
@@ -21,6 +23,8 @@ struct Isa<float> {
 template <>
 struct Isa<double> {
   static constexpr Widths kWidths{16, 16};
+  using Conv = D4;
+  static constexpr int kGathered = 12, kFused = 8;
 
   template <class F>
   static void with_width(int width, F&& f) {

@@ -11,6 +11,8 @@ namespace {
 template <>
 struct Isa<float> {
   static constexpr Widths kWidths{32, 64};
+  using Conv = F16;
+  static constexpr int kGathered = 28, kFused = 16;
 
   template <class F>
   static void with_width(int width, F&& f) {
@@ -27,6 +29,8 @@ struct Isa<float> {
 template <>
 struct Isa<double> {
   static constexpr Widths kWidths{32, 32};
+  using Conv = D8;
+  static constexpr int kGathered = 28, kFused = 16;
 
   template <class F>
   static void with_width(int width, F&& f) {

@@ -11,6 +11,7 @@ struct F16 {
   static constexpr int kLanes = 16;
   static V load(const float* p) { return _mm512_load_ps(p); }
   static void store(float* p, V x) { _mm512_store_ps(p, x); }
+  static void stream(float* p, V x) { _mm512_stream_ps(p, x); }
   static V zero() { return _mm512_setzero_ps(); }
   static V set1(float x) { return _mm512_set1_ps(x); }
   // One load and four shuffles: loads are what bounds the forward pass.
@@ -51,6 +52,7 @@ struct D8 {
   static constexpr int kLanes = 8;
   static V load(const double* p) { return _mm512_load_pd(p); }
   static void store(double* p, V x) { _mm512_store_pd(p, x); }
+  static void stream(double* p, V x) { _mm512_stream_pd(p, x); }
   static V zero() { return _mm512_setzero_pd(); }
   static V set1(double x) { return _mm512_set1_pd(x); }
   static V mul(V x, V y) { return _mm512_mul_pd(x, y); }

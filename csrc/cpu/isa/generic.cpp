@@ -6,6 +6,8 @@ namespace {
 template <>
 struct Isa<float> {
   static constexpr Widths kWidths{16, 16};
+  using Conv = Lanes<float>;
+  static constexpr int kGathered = 8, kFused = 8;
 
   template <class F>
   static void with_width(int width, F&& f) {
@@ -20,6 +22,8 @@ struct Isa<float> {
 template <>
 struct Isa<double> {
   static constexpr Widths kWidths{8, 8};
+  using Conv = Lanes<double>;
+  static constexpr int kGathered = 8, kFused = 8;
 
   template <class F>
   static void with_width(int width, F&& f) {

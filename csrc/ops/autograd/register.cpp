@@ -21,19 +21,6 @@ namespace {
 
 using at::Tensor;
 
-constexpr auto itself = [](const Tensor& result) -> const Tensor& { return result; };
-
-// Those that are wanted; an op's others are without entries.
-template <std::size_t n, class Tuple>
-std::vector<Tensor> wanted(const Tuple& results, std::array<bool, n> mask) {
-  return std::apply(
-      [&](const auto&... all) {
-        std::size_t i = 0;
-        return std::vector<Tensor>{(mask[i++] ? all : Tensor())...};
-      },
-      results);
-}
-
 Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                      const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
   if (any_tangent(input, weight, bias, excitability)) {

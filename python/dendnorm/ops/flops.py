@@ -41,3 +41,20 @@ def _sparse_linear_backward(grad_output: Sequence[int], input: Sequence[int], we
 def _sampled_product(rows: Sequence[int], columns: Sequence[int], ccol: Any, row: Sequence[int], *_: Any,
                      **__: Any) -> int:  # fmt: skip
     return product(rows, row)
+
+
+def convolution(images: Sequence[int], connections: Sequence[int]) -> int:
+    """One product of nnz connections at every position of the output, (B, M, H, W)."""
+    return 2 * connections[0] * images[0] * images[2] * images[3]
+
+
+@register_flop_formula(_ops.sparse_conv2d)
+def _sparse_conv2d(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return convolution(out_shape, weight)
+
+
+@register_flop_formula(_ops.sparse_conv2d_backward)
+def _sparse_conv2d_backward(grad_output: Sequence[int], input: Sequence[int], weight: Sequence[int], *rest: Any,
+                            **__: Any) -> int:  # fmt: skip
+    to_input, to_weight, _, to_excitability = rest[-1]
+    return (bool(to_input) + bool(to_weight or to_excitability)) * convolution(grad_output, weight)

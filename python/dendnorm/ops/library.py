@@ -35,6 +35,7 @@ __all__ = [
     "raw_values",
     "replace_connections",
     "share_of",
+    "sparse_conv2d",
     "sparse_linear",
     "spread",
     "transpose_pattern",
@@ -50,6 +51,8 @@ MARKS = 8  # numbers of pattern_mark: whole ones below 2^8, which every floating
 # The overload itself: resolving the packet anew costs more than a microsecond on every call.
 sparse_linear = torch.ops.dendnorm.sparse_linear.default
 sparse_linear_backward = torch.ops.dendnorm.sparse_linear_backward.default
+sparse_conv2d = torch.ops.dendnorm.sparse_conv2d.default
+sparse_conv2d_backward = torch.ops.dendnorm.sparse_conv2d_backward.default
 effective_weight = torch.ops.dendnorm.effective_weight.default
 effective_weight_backward = torch.ops.dendnorm.effective_weight_backward.default
 sampled_product = torch.ops.dendnorm.sampled_product.default

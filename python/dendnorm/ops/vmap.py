@@ -18,6 +18,8 @@ from .library import (
     effective_weight,
     effective_weight_backward,
     sampled_product,
+    sparse_conv2d,
+    sparse_conv2d_backward,
     sparse_linear,
     sparse_linear_backward,
     transpose_pattern,
@@ -215,3 +217,25 @@ def _sampled_product(info: Any, in_dims: Dims, *args: Any) -> tuple[torch.Tensor
 @torch.library.register_vmap("dendnorm::transpose_pattern")
 def _transpose_pattern(info: Any, in_dims: Dims, *args: Any, sound: bool = False) -> tuple[tuple, tuple]:
     return _one_by_one(partial(transpose_pattern, sound=sound), info.batch_size, in_dims, args)
+
+
+@torch.library.register_vmap("dendnorm::sparse_conv2d")
+def _sparse_conv2d(info: Any, in_dims: Dims, *args: Any) -> tuple[torch.Tensor, int]:
+    size = info.batch_size
+    if not _only(in_dims, (0,)):
+        return _one_by_one(sparse_conv2d, size, in_dims, args)
+    images = _leading(args[0], in_dims[0], size)
+    output = sparse_conv2d(images.flatten(0, 1), *args[1:])
+    return output.unflatten(0, images.shape[:2]), 0
+
+
+@torch.library.register_vmap("dendnorm::sparse_conv2d_backward")
+def _sparse_conv2d_backward(info: Any, in_dims: Dims, *args: Any) -> tuple[tuple, tuple]:
+    size, mask = info.batch_size, args[-1]
+    if any(mask[1:]) or not _only(in_dims, (0, 1)):
+        return _one_by_one(sparse_conv2d_backward, size, in_dims, args)
+    grad_output, images = (_leading(args[i], in_dims[i], size) for i in (0, 1))
+    dx, *rest = sparse_conv2d_backward(grad_output.flatten(0, 1), images.flatten(0, 1), *args[2:])
+    if mask[0]:
+        dx = dx.unflatten(0, images.shape[:2])
+    return (dx, *rest), (0 if mask[0] else None, None, None, None)
