@@ -8,7 +8,8 @@ TORCH ?= torch>=2.11,<2.14
 VENV := .venv
 PY := $(VENV)/bin/python
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-MKDOCS := 'mkdocs<2' mkdocs-material 'mkdocstrings[python]'
+# ruff breaks the lines of signatures.
+MKDOCS := 'mkdocs<2' mkdocs-material 'mkdocstrings[python]' latex2mathml ruff
 SOURCES := $(shell find csrc cuda -type f) CMakeLists.txt setup.py pyproject.toml
 
 # The build with CUDA is checked wherever there is nvcc, in an environment of its own: a GPU is not needed for that.

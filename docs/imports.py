@@ -37,7 +37,9 @@ TOP = "#666666"
 WIDTH, HEIGHT = 0.76, 0.66  # of a box, where columns and rows are 1 apart
 
 
-def places(level: dict[str, int], below: dict[str, set[str]]) -> dict[str, tuple[float, float]]:
+def places(
+    level: dict[str, int], below: dict[str, set[str]]
+) -> dict[str, tuple[float, float]]:
     """Column and height of each module: by rooms, and near to what it imports."""
     height = {name: 0.0 for name in level}
     rooms = ["_arguments", "_extras", *COLOURS]
@@ -57,7 +59,12 @@ def draw(path: Path) -> None:
     level = levels()
     sources = modules()
     below = {name: imports(name, sources[name]) & level.keys() for name in level}
-    lab = {other for name, source in sources.items() if room(name) == "lab" for other in imports(name, source)}
+    lab = {
+        other
+        for name, source in sources.items()
+        if room(name) == "lab"
+        for other in imports(name, source)
+    }
     at = places(level, below)
     outside = max(level.values()) + 1
     at["lab"], below["lab"] = (outside, 0.0), (lab & level.keys()) - ENTRANCES
@@ -68,13 +75,28 @@ def draw(path: Path) -> None:
         for other in others:
             to, height = at[other]
             colour = COLOURS.get(room(name), TOP)
-            axes.plot([x - WIDTH / 2, to + WIDTH / 2], [y, height], color=colour, alpha=0.5, linewidth=0.9, zorder=1)
+            axes.plot(
+                [x - WIDTH / 2, to + WIDTH / 2],
+                [y, height],
+                color=colour,
+                alpha=0.5,
+                linewidth=0.9,
+                zorder=1,
+            )
     for name, (x, y) in at.items():
         corner, colour = (x - WIDTH / 2, y - HEIGHT / 2), COLOURS.get(room(name), TOP)
-        axes.add_patch(Rectangle(corner, WIDTH, HEIGHT, facecolor=colour, edgecolor="none", zorder=2))
-        axes.text(x, y, name, ha="center", va="center", fontsize=7.5, color="white", zorder=3)
+        axes.add_patch(
+            Rectangle(
+                corner, WIDTH, HEIGHT, facecolor=colour, edgecolor="none", zorder=2
+            )
+        )
+        axes.text(
+            x, y, name, ha="center", va="center", fontsize=7.5, color="white", zorder=3
+        )
     for column in range(1, outside):
-        axes.text(column, rows + 1, f"level {column}", ha="center", va="center", fontsize=9)
+        axes.text(
+            column, rows + 1, f"level {column}", ha="center", va="center", fontsize=9
+        )
     axes.text(outside, rows + 1, "experiments", ha="center", va="center", fontsize=9)
     axes.set_xlim(1 - WIDTH, outside + WIDTH)
     axes.set_ylim(-rows - 0.8, rows + 1.6)
@@ -84,4 +106,8 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images" / "imports.svg")
+    draw(
+        Path(sys.argv[1])
+        if len(sys.argv) > 1
+        else ROOT / "docs" / "images" / "imports.svg"
+    )

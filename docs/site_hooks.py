@@ -17,16 +17,27 @@ LINK = re.compile(r"\]\(([^)#:]+)(#[^)]*)?\)")
 
 def _place(uri: str) -> str:
     """Where a page of the site lies in the repository."""
-    return uri.removeprefix("source/") if uri.startswith("source/") else posixpath.join("docs", uri)
+    return (
+        uri.removeprefix("source/")
+        if uri.startswith("source/")
+        else posixpath.join("docs", uri)
+    )
 
 
 def _uri(place: str) -> str:
     """The other way round."""
-    return place.removeprefix("docs/") if place.startswith("docs/") else posixpath.join("source", place)
+    return (
+        place.removeprefix("docs/")
+        if place.startswith("docs/")
+        else posixpath.join("source", place)
+    )
 
 
 def _targets(place: str, text: str) -> list[str]:
-    return [posixpath.normpath(posixpath.join(posixpath.dirname(place), link)) for link, _ in LINK.findall(text)]
+    return [
+        posixpath.normpath(posixpath.join(posixpath.dirname(place), link))
+        for link, _ in LINK.findall(text)
+    ]
 
 
 def on_files(files, config):
@@ -34,8 +45,14 @@ def on_files(files, config):
     while waiting:
         place = waiting.pop()
         for target in _targets(place, (ROOT / place).read_text("utf-8")):
-            if (ROOT / target).is_file() and files.get_file_from_path(_uri(target)) is None:
-                files.append(File.generated(config, _uri(target), abs_src_path=str(ROOT / target)))
+            if (ROOT / target).is_file() and files.get_file_from_path(
+                _uri(target)
+            ) is None:
+                files.append(
+                    File.generated(
+                        config, _uri(target), abs_src_path=str(ROOT / target)
+                    )
+                )
                 waiting += [target] if target.endswith(".md") else []
     return files
 

@@ -21,10 +21,14 @@ INLINE = r"(?<![\\$\w])\$(?=[^\s$])([^$\n]+?)(?<=\S)\$(?![\w$])"
 def mathml(formula: str, display: str) -> str:
     """MathML of a TeX formula, which stays with it as its text for readers that show none."""
     formula = " ".join(formula.split())
+    if formula.count("{") != formula.count("}"):
+        raise PluginError(f"formula {formula!r} has braces without a partner")
     try:
         made = convert(formula, display=display)
     except Exception as error:
-        raise PluginError(f"formula {formula!r}: {type(error).__name__}: {error}") from error
+        raise PluginError(
+            f"formula {formula!r}: {type(error).__name__}: {error}"
+        ) from error
     unknown = re.findall(r"\\[A-Za-z]+", made)
     if unknown:
         raise PluginError(f"formula {formula!r} holds {unknown[0]}, which is not known")
@@ -42,11 +46,15 @@ class _Inline(InlineProcessor):
 
 class _Formulas(Extension):
     def extendMarkdown(self, md: Markdown) -> None:
-        md.inlinePatterns.register(_Inline(INLINE, md), "formula", 185)  # after code, before escapes and emphasis
+        md.inlinePatterns.register(
+            _Inline(INLINE, md), "formula", 185
+        )  # after code, before escapes and emphasis
 
 
 def on_config(config):
     config.markdown_extensions.append(_Formulas())
-    fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault("custom_fences", [])
+    fences = config.mdx_configs.setdefault("pymdownx.superfences", {}).setdefault(
+        "custom_fences", []
+    )
     fences.append({"name": "math", "class": "math", "format": _block})
     return config

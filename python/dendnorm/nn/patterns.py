@@ -163,7 +163,8 @@ def branches(
     Source: S. Chavlis and P. Poirazi, "Dendrites endow artificial neural networks with accurate, robust and
     parameter-efficient learning", Nature Communications 16, 2025. ``somata(somata, dendrites)`` is the layer after it:
 
-        nn.Sequential(layer of branches((28, 28), 64, 8, 16), nn.LeakyReLU(0.1), layer of somata(64, 8))
+        first, then = patterns.branches((28, 28), 64, 8, 16), patterns.somata(64, 8)
+        nn.Sequential(SparseLinear(pattern=first), nn.LeakyReLU(0.1), SparseLinear(pattern=then))
 
     Args:
         inputs: their number, or the shape of an image.
