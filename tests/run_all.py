@@ -6,6 +6,7 @@ Each part runs even where another failed; the exit status is 0 only if nothing d
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -103,9 +104,14 @@ def main() -> int:
         report = BUILD / f"pytest-{name}.xml"
         report.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", f"tests/{name}", f"--junitxml={report}"]
+        environment = os.environ | PYTHON_ENV
+        if name == "python" and importlib.util.find_spec("xdist"):
+            # Side by side, each with one thread; tests of threads set their number.
+            command += ["-n", str(os.cpu_count() or 2), "--dist", "worksteal"]
+            environment |= {"OMP_NUM_THREADS": "1"}
         # 5: no tests in the folder.
         print(f"\n=== {name}", flush=True)
-        status = subprocess.run(command, cwd=ROOT, env=os.environ | PYTHON_ENV).returncode
+        status = subprocess.run(command, cwd=ROOT, env=environment).returncode
         good.append(status in (0, 5))
         reports.append(report)
 

@@ -79,7 +79,7 @@ raw_values = torch.ops.dendnorm.raw_values.default
 
 
 def _keep(check: torch._ops.OpOverload) -> None:
-    """Compilers drop an op that returns nothing and changes nothing, unless it is said to have an effect: to raise."""
+    """Compilers drop an op whose results nobody reads, unless it is said to have an effect: to raise."""
     try:
         from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
@@ -90,6 +90,7 @@ def _keep(check: torch._ops.OpOverload) -> None:
 
 _keep(check_pattern)
 _keep(check_view)
+_keep(both_views)
 _keep(raise_fault)
 
 
