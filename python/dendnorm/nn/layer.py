@@ -1,5 +1,8 @@
 """What every sparse layer holds: values, bias, norm, a pattern, and the row view that is derived from it.
 
+The pattern is that of a matrix: a row is an output neuron, or a filter of a convolution, and a column what it may be
+connected to, an input neuron or a tap of its window.
+
 Two buffers are saved, the column view of the pattern. Kernels need the row view, too. It belongs to the memory that it
 was derived from, so it is kept with what tells that memory: which tensors, how often they were written, where they lie.
 A call compares these, and derives anew what does not match: whoever sets, swaps, moves or overwrites the saved tensors
@@ -19,7 +22,7 @@ import torch
 from torch import nn
 from torch.compiler import is_compiling
 
-from .._arguments import INT32_MAX
+from .._arguments import INT32_MAX, seed_of
 from ..ops import library as _ops
 from .computed import computed
 from .norms import Norm, keeps_values
@@ -52,10 +55,13 @@ def parameter_of(module: nn.Module, name: str) -> Any:
 
 
 class SparseLayer(nn.Module):
-    """The state of a layer with nnz connections among M x N positions; ``SparseLinear`` computes with it.
+    """The state of a layer with nnz connections among M x N positions; a subclass computes with it.
+
+    A subclass gives ``_product``, what it computes, and what rules of rewiring ask of what passed through it: ``_seen``
+    and ``_seen_output`` (copies to keep), ``_products``, ``_sampled`` and ``_energies`` (sums over those).
 
     Attributes:
-        in_features, out_features: N and M.
+        in_features, out_features: N and M, the columns and rows of the pattern.
         weight: Parameter (nnz,), v in the layer's own order: ``edges()`` tells it.
         bias: Parameter (M,) or None.
         norm: the ``Norm`` that holds the excitability.
@@ -312,7 +318,89 @@ class SparseLayer(nn.Module):
         weight, norm = parameter_of(self, "weight"), self.norm
         return _ops.effective_weight(weight, self._excitability(), *self.pattern, norm.a, norm.b, norm.p)
 
+    @torch.no_grad()
+    def to_sparse_csr(self) -> torch.Tensor:
+        """The effective weights as a torch CSR tensor (M, N) with int32 indices, detached and with its own memory."""
+        return torch.sparse_csr_tensor(
+            self.crow_indices.clone(),
+            self.col_indices.clone(),
+            self.effective_weight()[self.perm.long()],
+            (self.out_features, self.in_features),
+            check_invariants=False,  # a layer's pattern was checked when it came
+        )
+
+    # The call
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if is_compiling():
+            return self._product(input)
+        try:
+            return self._product(input)
+        except ValueError as error:
+            if "views of different patterns" not in str(error) or not self._was_overwritten():
+                raise
+        return self._product(input)
+
+    def _product(self, input: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    # What passed through, for the rules of rewiring
+
+    def _seen(self, input: torch.Tensor) -> torch.Tensor:
+        """A copy of an input, without its graph, with the samples in the first dimension."""
+        raise NotImplementedError
+
+    def _seen_output(self, output: torch.Tensor) -> torch.Tensor:
+        """The same of an output or of the gradient in one: (samples, M, *)."""
+        raise NotImplementedError
+
+    def _products(self, x: torch.Tensor, y: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The sums over samples, and positions, of column j's input times row i's output, for columns [start, stop).
+
+        Args:
+            x, y: what ``_seen`` and ``_seen_output`` gave.
+
+        Returns:
+            (stop - start, M).
+        """
+        raise NotImplementedError
+
+    def _sampled(self, x: torch.Tensor, y: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        """The same sums for the connections alone, in column order: (nnz,)."""
+        raise NotImplementedError
+
+    def _energies(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of each column's squared inputs, for each group of rows that see the same ones: (N, groups)."""
+        raise NotImplementedError
+
     # Writing it
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draw edges and values anew, in place, as a fresh layer of this size and seed has them; bias and e are reset.
+
+        An excitability that other layers share is reset for them too.
+
+        Raises:
+            TypeError, ValueError: a seed that is not an int in [0, 2^63).
+        """
+        seed = seed_of(seed)
+        self.norm.reset_parameters()
+        if not self.weight.is_meta:
+            self._draw(seed)
+
+    @torch.no_grad()
+    def _draw(self, seed: int, pattern: Pattern | None = None) -> None:
+        # On the CPU: the bits are the same everywhere, and it is done once.
+        if pattern is None:
+            none = torch.zeros(self.in_features + 1, dtype=torch.int32, device="cpu")
+            keys = _ops.empty_positions(none, none[:0], self.out_features, self.nnz, seed, 0, 0)
+            pattern = Pattern._from_keys(keys, self.out_features, self.in_features)
+        self._write(pattern)
+        values = _ops.counter_normal(self.nnz, seed, 0, 0, dtype=self.weight.dtype, device=torch.device("cpu"))
+        self.weight.copy_(values.mul_(self.norm.deviation(self.nnz / self.out_features)))
+        if self.bias is not None:
+            self.bias.zero_()
 
     @torch.no_grad()
     def _write_pattern(self, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> None:
@@ -488,3 +576,7 @@ class SparseLayer(nn.Module):
         if mark.is_meta or self._same_marks(mark, mark_of(given["ccol_indices"], given["row_indices"])):
             return None
         return f"{_MARK} must be that of the pattern, got another: the state is a mixture of different patterns"
+
+    def __repr__(self) -> str:
+        # In one line, as nn.Linear: the norm is part of it and not a child to be listed.
+        return f"{self._get_name()}({self.extra_repr()})"
