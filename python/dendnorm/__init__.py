@@ -22,10 +22,9 @@ from .rewiring import SET, RigL, drop, grow, resize, schedules
 # Loaded when first named.
 _LAZY = {"integrations": ".integrations", "lab": ".lab", "patterns": ".nn.patterns", "plots": ".analysis.pictures"}
 
-__all__ = ["SET", "Norm", "Pattern", "RigL", "SReLU", "SparseConv1d", "SparseConv2d", "SparseLinear", "analysis", "checkpoint", "decompositions",
-           "densify", "densities", "drop",
-           "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules", "sparsify",
-           "summary"]  # fmt: skip
+__all__ = ["SET", "Norm", "Pattern", "RigL", "SReLU", "SparseConv1d", "SparseConv2d", "SparseLinear", "analysis",
+           "checkpoint", "decompositions", "densify", "densities", "drop", "functional", "grow", "load", "norms",
+           "param_groups", "resize", "save", "schedules", "sparsify", "summary"]  # fmt: skip
 
 _register()
 del _register

@@ -240,7 +240,7 @@ def test_types_name_subclasses():
         model = nn.Sequential(Subclass(6, 6), nn.Linear(6, 6))
         assert list(dendnorm.sparsify(model, 0.5, types=types)) == ["0"]
         assert list(dendnorm.densities(nn.Sequential(Subclass(6, 6)), 0.5, types=types)) == ["0"]
-    for wrong in ([nn.Conv2d], [3], nn.Linear, "Subclass"):
+    for wrong in ([nn.Conv3d], [3], nn.Linear, "Subclass"):
         with pytest.raises(TypeError, match="types must"):
             dendnorm.sparsify(nn.Sequential(nn.Linear(6, 6)), 0.5, types=wrong)
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.norms import Norm
 
 __all__ = ["keep_whole"]
@@ -37,7 +37,7 @@ def keep_whole(model: nn.Module, process_group: dist.ProcessGroup | None = None)
         ValueError: model has no sparse layer, or one that is sharded or without values.
         RuntimeError: torch.distributed is not initialised.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
     if not layers:
         raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
     if not dist.is_initialized():

@@ -56,6 +56,28 @@ def _effective(
     return _effective_weight(weight, excitability, row_indices.long(), crow_indices.shape[0] - 1, a, b, p)
 
 
+def _dense(
+    weight: torch.Tensor,
+    excitability: torch.Tensor | None,
+    ccol_indices: torch.Tensor,
+    row_indices: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    perm: torch.Tensor,
+    a: float,
+    b: float,
+    p: float,
+) -> torch.Tensor:
+    """The effective weights as a dense matrix (M, N)."""
+    rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
+    row = row_indices.long()
+    effective = _effective_weight(weight, excitability, row, rows, a, b, p)
+    # The input neuron of each entry in row order, put into column order.
+    col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
+    dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
+    return dense.index_copy(0, row * cols + col, effective).view(rows, cols)
+
+
 def _sparse_linear(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -71,17 +93,38 @@ def _sparse_linear(
     p: float,
 ) -> torch.Tensor:
     """The dense weight, written once for a call, and a dense product: what every runtime has fast kernels for."""
-    rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
-    row = row_indices.long()
-    effective = _effective_weight(weight, excitability, row, rows, a, b, p)
-    # The input neuron of each entry in row order, put into column order.
-    col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
-    dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
-    dense = dense.index_copy(0, row * cols + col, effective).view(rows, cols)
+    dense = _dense(weight, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p)
     output = torch.matmul(input.to(weight.dtype), dense.t())  # sums in the dtype of the values, as the op's
     if bias is not None:
         output = output + bias
     return output.to(input.dtype)
+
+
+def _sparse_conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    excitability: torch.Tensor | None,
+    ccol_indices: torch.Tensor,
+    row_indices: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    perm: torch.Tensor,
+    a: float,
+    b: float,
+    p: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """The dense filters, written once for a call, and a dense convolution."""
+    pattern = (ccol_indices, row_indices, crow_indices, col_indices, perm)
+    filters = _dense(weight, excitability, *pattern, a, b, p).unflatten(1, (-1, *kernel_size))
+    top, bottom, left, right = padding
+    images = torch.constant_pad_nd(input.to(weight.dtype), [left, right, top, bottom])
+    return torch.conv2d(images, filters, bias, stride, 0, dilation, groups).to(input.dtype)
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
@@ -90,14 +133,15 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
         program = torch.export.export(model, (x,)).run_decompositions(dendnorm.decompositions())
         torch.export.save(program, "model.pt2")  # runs where dendnorm is not installed
 
-    The program keeps the nnz values and their indices; a call makes the dense weight from them and multiplies by it.
-    Right for every norm, for neurons without connections and for 16-bit activations. ``torch.onnx.export`` takes the
-    decomposed program, too.
+    The program keeps the nnz values and their indices; a call makes the dense weight from them and multiplies or
+    convolves by it. Right for every norm, for neurons without connections and for 16-bit activations.
+    ``torch.onnx.export`` takes the decomposed program, too.
 
     Returns:
         for each op a function that computes it with PyTorch's ops; a fresh dict, to be changed at will.
     """
     table: dict[OpOverload, Callable[..., Any]] = dict(torch.export.default_decompositions())
     table[_ops.sparse_linear] = _sparse_linear
+    table[_ops.sparse_conv2d] = _sparse_conv2d
     table[_ops.effective_weight] = _effective
     return table

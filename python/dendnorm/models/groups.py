@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from .._arguments import real
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.norms import Norm
 
 __all__ = ["param_groups"]
@@ -36,7 +36,7 @@ def param_groups(model: nn.Module, weight_decay: float | None = None) -> list[di
         weight_decay = real("weight_decay", weight_decay)
         if weight_decay < 0:
             raise ValueError(f"weight_decay must be finite and at least 0, got {weight_decay}")
-    sparse = {id(module.weight) for module in model.modules() if isinstance(module, SparseLinear)}
+    sparse = {id(module.weight) for module in model.modules() if isinstance(module, SparseLayer)}
     excitabilities = {id(parameter) for module in model.modules() if isinstance(module, Norm)
                       for parameter in module.parameters()}  # fmt: skip
     decays: list[nn.Parameter] = []

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv2d_weight
 
 from .._arguments import connections
 from ..ops import library as _ops
@@ -110,6 +111,12 @@ class SparseConv(SparseLayer):
     def padding_mode(self) -> str:
         return self._window.padding_mode
 
+    def window(self) -> dict[str, Any]:
+        """The arguments of the constructor that give the layer its shape, in plain lists."""
+        given = {"in_channels": self.in_channels, "out_channels": self.out_channels, "groups": self.groups}
+        given |= {name: value for name, value in self._window._asdict().items() if name != "margins"}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+
     # The pattern
 
     def edges(self) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
@@ -183,7 +190,7 @@ class SparseConv(SparseLayer):
         first, last = start // math.prod(kernel), -(-stop // math.prod(kernel))
         part = x.unflatten(1, (groups, -1))[:, :, first:last].flatten(1, 2)
         size = [y.shape[1], last - first, *kernel]
-        found = nn.grad.conv2d_weight(part, size, y, stride, 0, dilation, groups).flatten(1).T
+        found = conv2d_weight(part, size, y, stride, 0, dilation, groups).flatten(1).T
         return found[start - first * math.prod(kernel) :][: stop - start]
 
     def _sampled(self, x: torch.Tensor, y: torch.Tensor, pattern: Pattern) -> torch.Tensor:
@@ -197,7 +204,7 @@ class SparseConv(SparseLayer):
         sizes = [(x.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)]
         ones = torch.ones(x.shape[0], groups, *sizes, dtype=x.dtype, device=x.device)
         size = [groups, x.shape[1] // groups, *kernel]
-        return nn.grad.conv2d_weight(x.square(), size, ones, stride, 0, dilation, groups).flatten(1).T
+        return conv2d_weight(x.square(), size, ones, stride, 0, dilation, groups).flatten(1).T
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
@@ -217,9 +224,9 @@ class SparseConv2d(SparseConv):
     order that is computed in), ``channels_last``, or contiguous.
 
     A connection is one tap of one filter, so n_i is the number of taps that filter i has, whatever the size of the
-    image. ``in_features``, N, is the number of taps that a filter may have, (C / groups) kh kw, and ``out_features``, M,
-    that of filters. A fresh layer draws its connections uniformly without replacement and its values from N(0, 1 / n),
-    n the mean number of a filter's taps, as ``SparseLinear`` does; its bias is 0.
+    image. ``in_features``, N, is the number of taps that a filter may have, (C / groups) kh kw, and ``out_features``,
+    M, that of filters. A fresh layer draws its connections uniformly without replacement and its values from
+    N(0, 1 / n), n the mean number of a filter's taps, as ``SparseLinear`` does; its bias is 0.
 
     Formula: Bird and Cuntz, "Dendritic normalisation improves learning in sparsely connected artificial neural
     networks", Eq 1 to 6, a filter taken for a neuron.

@@ -57,8 +57,8 @@ def parameter_of(module: nn.Module, name: str) -> Any:
 class SparseLayer(nn.Module):
     """The state of a layer with nnz connections among M x N positions; a subclass computes with it.
 
-    A subclass gives ``_product``, what it computes, and what rules of rewiring ask of what passed through it: ``_seen``
-    and ``_seen_output`` (copies to keep), ``_products``, ``_sampled`` and ``_energies`` (sums over those).
+    A subclass gives ``_product``, what it computes, its dense form, and what rules of rewiring ask of what passed
+    through it: ``_seen`` and ``_seen_output`` (copies to keep), ``_products``, ``_sampled`` and ``_energies`` (sums).
 
     Attributes:
         in_features, out_features: N and M, the columns and rows of the pattern.
@@ -342,6 +342,10 @@ class SparseLayer(nn.Module):
         return self._product(input)
 
     def _product(self, input: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer with the effective weights and a copy of the bias."""
         raise NotImplementedError
 
     # What passed through, for the rules of rewiring

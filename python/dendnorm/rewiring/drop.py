@@ -123,7 +123,7 @@ class Cosine:
     looks_at: ClassVar[tuple[str, ...]] = (ACTIVATIONS,)
 
     def importance(self, turn: Turn) -> torch.Tensor:
-        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, self.reduce)
+        similarity = Similarity(turn.layer, turn.pairs(ACTIVATIONS), self.activation, self.absolute, self.reduce)
         return similarity.of_connections(turn.layer.pattern.to(turn.device))
 
 
