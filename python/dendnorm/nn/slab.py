@@ -187,4 +187,5 @@ class Slab(nn.Module):
 
 
 def _usual(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous() if is_batch_innermost(tensor) else tensor
+    adjacent = tensor.dim() > 1 and tensor.shape[0] > 1 and tensor.stride(0) == 1
+    return tensor.contiguous() if adjacent else tensor
