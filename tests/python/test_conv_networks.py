@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import dendnorm
 from dendnorm import SparseConv1d, SparseConv2d, SparseLinear, analysis, batch_innermost
+from dendnorm.integrations import averages
 from dendnorm.nn.slab import is_batch_innermost
 
 
@@ -253,7 +254,7 @@ def test_averages_follow_and_topology_tells():
     report = dendnorm.SET(model, None, zeta=0.4).step()
     change = analysis.topology_change(before, model[0])
     assert change.before == change.after == 54 and 0 < change.removed <= round(0.4 * 54)
-    dendnorm.integrations.averages.follow(averaged, model, report)
+    averages.follow(averaged, model, report)
     assert torch.equal(averaged[0].row_indices, model[0].row_indices)
     layer = model[0]
     assert int(analysis.degree_histogram(layer, "out").sum()) == 3
