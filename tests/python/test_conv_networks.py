@@ -332,10 +332,23 @@ def test_a_slab_computes_what_its_network_does(batch, dtype):
         for one, two in zip(slab.buffers(), model.buffers(), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     assert len(seen) == 3 * (19 + 20) and set(seen) == {batch == 32}
-    compiled = torch.compile(slab, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), slab(x), **room)
     with torch.no_grad():
         torch.testing.assert_close(slab(x), model(x), **room)
+
+
+@pytest.mark.slow
+@pytest.mark.feature("Slab: torch.compile in one graph")
+def test_a_slab_is_compiled():
+    torch.manual_seed(0)
+    block = Block(4, 8, 2)
+    dendnorm.sparsify(block, 0.4, types=KINDS)
+    slab = dendnorm.Slab(block)
+    compiled = torch.compile(slab, backend="aot_eager", fullgraph=True)
+    x = torch.randn(16, 4, 6, 6)
+    found, wanted = compiled(x), slab(x)
+    torch.testing.assert_close(found, wanted)
+    seen = [torch.autograd.grad(each.square().sum(), list(slab.parameters())) for each in (found, wanted)]
+    torch.testing.assert_close(*seen)
 
 
 OPS = {
