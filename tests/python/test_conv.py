@@ -354,6 +354,16 @@ def test_bad_conversions_are_named():
         SparseConv2d.from_dense(conv, 0.5)
 
 
+def test_the_function_is_the_module():
+    layer = filled(SparseConv2d(4, 6, (3, 2), (1, 2), (1, 2), 2, 2, density=0.5, norm="joint", seed=0))
+    x = torch.randn(2, 4, 9, 9)
+    found = dendnorm.functional.sparse_conv2d(x, layer.weight, layer.pattern, (3, 2), layer.bias, (1, 2), (1, 2), 2, 2,
+                                              norm=layer.norm)  # fmt: skip
+    assert torch.equal(found, layer(x))
+    with pytest.raises(ValueError, match="stride must be 1"):
+        dendnorm.functional.sparse_conv2d(x, layer.weight, layer.pattern, 3, stride=2, padding="same")
+
+
 def test_a_shared_norm():
     shared = norms.l0()
     first, second = (SparseConv2d(4, 4, 3, density=0.5, norm=shared, padding=1) for _ in range(2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,11 +16,9 @@ from .layer import SparseLayer, parameter_of
 from .making import bare, check_sizes, densified, fill_from_dense, start
 from .norms import Norm
 from .pattern import Pattern
-from .window import Window, check_channels
+from .window import Sizes, Window, check_channels
 
 __all__ = ["SparseConv1d", "SparseConv2d"]
-
-Sizes = int | Sequence[int]
 
 
 class SparseConv(SparseLayer):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .._arguments import features, whole
 
-__all__ = ["PADDING_MODES", "Window", "check_channels"]
+__all__ = ["PADDING_MODES", "Sizes", "Window", "check_channels"]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 Sizes = int | Sequence[int]
