@@ -1,7 +1,5 @@
 """What ``torch.utils.flop_counter.FlopCounterMode`` counts for the ops: 2 nnz B for each product with B samples.
 
-A convolution has such a product at each of its output's positions.
-
 As for PyTorch's own matrix products, a multiply-add is two operations, and what is small beside the products (bias,
 factors, the gradient of the normalisation) is not counted.
 """
@@ -17,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import library  # noqa: F401  loads the ops
 
-__all__ = ["convolution", "product"]
+__all__ = ["product"]
 
 _ops = torch.ops.dendnorm
 
@@ -37,24 +35,6 @@ def _sparse_linear_backward(grad_output: Sequence[int], input: Sequence[int], we
                             **__: Any) -> int:  # fmt: skip
     to_input, to_weight, _, to_excitability = rest[-1]
     return (bool(to_input) + bool(to_weight or to_excitability)) * product(grad_output, weight)
-
-
-def convolution(output: Sequence[int], connections: Sequence[int]) -> int:
-    """One product of nnz connections at each position of (B, M, H', W')."""
-    samples, _, *positions = output
-    return 2 * connections[0] * samples * math.prod(positions)
-
-
-@register_flop_formula(_ops.sparse_conv2d)
-def _sparse_conv2d(input: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return convolution(out_shape, weight)
-
-
-@register_flop_formula(_ops.sparse_conv2d_backward)
-def _sparse_conv2d_backward(grad_output: Sequence[int], input: Sequence[int], weight: Sequence[int], *rest: Any,
-                            **__: Any) -> int:  # fmt: skip
-    to_input, to_weight, _, to_excitability = rest[-1]
-    return (bool(to_input) + bool(to_weight or to_excitability)) * convolution(grad_output, weight)
 
 
 @register_flop_formula(_ops.sampled_product)
