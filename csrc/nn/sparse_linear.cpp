@@ -1,14 +1,13 @@
 // The layer: torch::nn::Linear with few connections and a dendritic normalisation.
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorIndexing.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/Exception.h>
 
 #include <cmath>
-#include <mutex>
 
 #include "nn/dendnorm.h"
+#include "nn/layer.h"
 #include "nn/move.h"
 #include "nn/pattern.h"
 #include "ops/call.h"
@@ -64,29 +63,6 @@ SparseLinearOptions checked(SparseLinearOptions options) {
   options.nnz(connections(options.density(), options.nnz(), positions)).density(std::nullopt);
   TORCH_CHECK_VALUE(!options.device().is_meta(), "device must have values, got meta");
   return options.dtype(checked_dtype(options.dtype()));
-}
-
-ops::Pattern pattern_of(const SparseLinearImpl& layer) {
-  return {layer.ccol_indices, layer.row_indices, layer.crow_indices, layer.col_indices, layer.perm};
-}
-
-dendnorm::Norm norm_of(const SparseLinearImpl& layer) {
-  const NormOptions& options = layer.norm->options;
-  return {options.a(), options.b(), options.p()};
-}
-
-// torch::nn::Linear draws its first weights, which nobody sees here.
-torch::nn::Linear undrawn_linear(const torch::nn::LinearOptions& options) {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  Tensor state;
-  {
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    state = generator.get_state();
-  }
-  torch::nn::Linear linear(options);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  generator.set_state(state);
-  return linear;
 }
 
 }  // namespace
@@ -156,20 +132,27 @@ void SparseLinearImpl::reset_parameters(std::optional<int64_t> seed) {
 void SparseLinearImpl::reset() { reset_parameters(); }
 
 std::shared_ptr<torch::nn::Module> SparseLinearImpl::clone(const std::optional<torch::Device>& device) const {
-  torch::NoGradGuard no_grad;
-  auto fresh = options;
-  fresh.device(device.value_or(weight.device())).dtype(weight.scalar_type());
-  const std::shared_ptr<SparseLinearImpl> copy(new SparseLinearImpl(fresh, Unwritten{}));
-  copy->adopt(Norm(std::dynamic_pointer_cast<NormImpl>(norm->clone(device))));
-  copy->weight.copy_(weight);
-  copy->weight.requires_grad_(weight.requires_grad());
-  if (bias.defined()) {
-    copy->bias.copy_(bias);
-    copy->bias.requires_grad_(bias.requires_grad());
-  }
-  copy->write_pattern(ccol_indices, row_indices);
-  copy->train(is_training());
+  const std::shared_ptr<SparseLinearImpl> copy(new SparseLinearImpl(options_of_copy(device), Unwritten{}));
+  copy->copy_from(*this, device);
   return copy;
+}
+
+SparseLinearOptions SparseLinearImpl::options_of_copy(const std::optional<torch::Device>& device) const {
+  auto fresh = options;
+  return fresh.device(device.value_or(weight.device())).dtype(weight.scalar_type());
+}
+
+void SparseLinearImpl::copy_from(const SparseLinearImpl& layer, const std::optional<torch::Device>& device) {
+  torch::NoGradGuard no_grad;
+  adopt(Norm(std::dynamic_pointer_cast<NormImpl>(layer.norm->clone(device))));
+  weight.copy_(layer.weight);
+  weight.requires_grad_(layer.weight.requires_grad());
+  if (bias.defined()) {
+    bias.copy_(layer.bias);
+    bias.requires_grad_(layer.bias.requires_grad());
+  }
+  write_pattern(layer.ccol_indices, layer.row_indices);
+  train(layer.is_training());
 }
 
 Tensor SparseLinearImpl::forward(const Tensor& input) {
@@ -190,8 +173,8 @@ double SparseLinearImpl::density() const {
 
 torch::nn::Linear SparseLinearImpl::to_dense() const {
   torch::NoGradGuard no_grad;
-  torch::nn::Linear linear =
-      undrawn_linear(torch::nn::LinearOptions(options.in_features(), options.out_features()).bias(bias.defined()));
+  auto linear = undrawn<torch::nn::Linear>(
+      torch::nn::LinearOptions(options.in_features(), options.out_features()).bias(bias.defined()));
   linear->to(weight.device(), weight.scalar_type());
   const auto [row, col] = edges();
   linear->weight.zero_().index_put_({row, col}, effective_weight());
@@ -270,22 +253,33 @@ void SparseLinearImpl::pretty_print(std::ostream& stream) const {
 
 // ---- From weights that are there ----
 
-std::shared_ptr<SparseLinearImpl> SparseLinearImpl::of_weights(const SparseLinearOptions& options, const Tensor& ccol,
-                                                               const Tensor& row, const Tensor& effective,
-                                                               const Tensor& bias) {
+void SparseLinearImpl::fill(const Tensor& ccol, const Tensor& row, const Tensor& effective, const Tensor& given_bias) {
   torch::NoGradGuard no_grad;
-  Norm norm = options.norm().resolve();
-  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, Unwritten{}));
-  layer->write_pattern(ccol, row);
-  norm->check(*layer);
-  const bool taken = norm->excitability.defined();
-  const auto [values, excitability] = norm->raw_values(effective, layer->row_indices, layer->options.out_features());
-  norm->initialise(*layer);
-  layer->adopt(norm);
-  layer->weight.copy_(values);
-  if (bias.defined()) layer->bias.copy_(bias);
-  if (excitability.defined() && !taken) norm->excitability.copy_(excitability);
-  return layer;
+  Norm chosen = options.norm().resolve();
+  write_pattern(ccol, row);
+  chosen->check(*this);
+  const bool taken = chosen->excitability.defined();
+  const auto [values, excitability] = chosen->raw_values(effective, row_indices, options.out_features());
+  chosen->initialise(*this);
+  adopt(chosen);
+  weight.copy_(values);
+  if (given_bias.defined()) bias.copy_(given_bias);
+  if (excitability.defined() && !taken) chosen->excitability.copy_(excitability);
+}
+
+Tensor largest(const char* name, const Tensor& matrix, std::optional<double> density) {
+  const int64_t rows = matrix.size(0), cols = matrix.size(1);
+  TORCH_CHECK_VALUE(at::isfinite(matrix).all().item<bool>(), name, " must be finite, got nan or infinite values");
+  const Tensor by_column = matrix.t().reshape({-1});
+  Tensor kept = by_column != 0;
+  if (density.has_value()) {
+    Tensor magnitude = by_column.abs();
+    if (magnitude.scalar_type() != torch::kDouble) magnitude = magnitude.to(torch::kFloat);
+    const int64_t dropped = rows * cols - connections(density, std::nullopt, rows * cols);
+    magnitude = magnitude.to(home_of("dendnorm::weakest", magnitude.device()));
+    kept = ops::call_weakest(magnitude, dropped).logical_not().to(matrix.device());
+  }
+  return kept.nonzero().flatten();
 }
 
 SparseLinear SparseLinear::from_dense(const torch::nn::Linear& linear, std::optional<double> density,
@@ -296,22 +290,13 @@ SparseLinear SparseLinear::from_dense(const torch::nn::Linear& linear, std::opti
   const int64_t rows = dense.size(0), cols = dense.size(1);
   checked_size("linear.in_features", cols);
   checked_size("linear.out_features", rows);
-  TORCH_CHECK_VALUE(at::isfinite(dense).all().item<bool>(), "linear.weight must be finite, got nan or infinite values");
-  const Tensor by_column = dense.t().reshape({-1});
-  Tensor kept = by_column != 0;
-  if (density.has_value()) {
-    Tensor magnitude = by_column.abs();
-    if (magnitude.scalar_type() != torch::kDouble) magnitude = magnitude.to(torch::kFloat);
-    const int64_t dropped = rows * cols - connections(density, std::nullopt, rows * cols);
-    magnitude = magnitude.to(home_of("dendnorm::weakest", magnitude.device()));
-    kept = ops::call_weakest(magnitude, dropped).logical_not().to(dense.device());
-  }
-  const Tensor keys = kept.nonzero().flatten();
+  const Tensor keys = largest("linear.weight", dense, density);
   const auto dtype = dense.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
-  const auto options = SparseLinearOptions(cols, rows).nnz(keys.numel()).norm(norm).bias(linear->bias.defined());
+  auto options = SparseLinearOptions(cols, rows).nnz(keys.numel()).norm(norm).bias(linear->bias.defined());
+  const std::shared_ptr<SparseLinearImpl> layer(
+      new SparseLinearImpl(options.device(dense.device()).dtype(dtype), SparseLinearImpl::Unwritten{}));
   const auto [ccol, row] = pattern_of_keys(keys, rows, cols);
-  auto layer = SparseLinearImpl::of_weights(SparseLinearOptions(options).device(dense.device()).dtype(dtype), ccol, row,
-                                            by_column.index({keys}), linear->bias);
+  layer->fill(ccol, row, dense.t().reshape({-1}).index({keys}), linear->bias);
   layer->weight.requires_grad_(linear->weight.requires_grad());
   if (linear->bias.defined()) layer->bias.requires_grad_(linear->bias.requires_grad());
   layer->train(linear->is_training());
@@ -345,7 +330,9 @@ SparseLinear SparseLinear::from_csr(const Tensor& crow_indices, const Tensor& co
                            .bias(bias.defined())
                            .device(values.device())
                            .dtype(values.scalar_type());
-  return SparseLinear(SparseLinearImpl::of_weights(options, ccol, row, values.index({order.to(torch::kLong)}), bias));
+  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, SparseLinearImpl::Unwritten{}));
+  layer->fill(ccol, row, values.index({order.to(torch::kLong)}), bias);
+  return SparseLinear(layer);
 }
 
 }  // namespace dendnorm::nn
