@@ -1,10 +1,14 @@
 // The Python module dendnorm._C: loading it registers the ops of libdendnorm; itself it only says how it was built.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
+#include "core/members.h"
 #include "core/scale.h"
+#include "core/shares.h"
 #include "cpu/dispatch.h"
 #include "cuda/choose.h"
 
@@ -80,6 +84,21 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       "Where the excitability starts in a layer with this mean in-degree, of values with this standard deviation.");
   m.def("value_deviation", &dendnorm::value_deviation,
         "Standard deviation of a fresh layer's values, for this mean in-degree and gain.");
+  m.def(
+      "norm_named",
+      [](std::string_view name) {
+        const dendnorm::Member member = dendnorm::member_named(name);
+        return py::make_tuple(member.norm.a, member.norm.b, member.norm.p, member.variable);
+      },
+      "a, b, p and whether there is one e for each neuron, of a norm's name.");
+  m.def(
+      "name_of_norm",
+      [](double a, double b, double p, bool variable, bool scales) {
+        return dendnorm::name_of_member({a, b, p}, variable, scales);
+      },
+      "The name of a norm, or its exponents.");
+  m.def("connections", &dendnorm::connections, "The number of connections that density or nnz asks for.");
+  m.def("share_of", &dendnorm::share_of, "A share of a number, half to even.");
   m.def(
       "cuda_plan", &cuda_plan, py::arg("inputs"), py::arg("outputs"), py::arg("connections"), py::arg("samples"),
       py::arg("element") = 4, py::arg("processors") = 132, py::arg("shared_bytes") = 227 << 10,

@@ -52,6 +52,22 @@ Packed packed(const Activations& a, std::int64_t samples, std::int64_t neurons, 
   return {to, pitch, {from.data, from.neuron, from.sample, neurons, to, pitch}};
 }
 
+// Sums over the segments of a view, whose results go to y; what they are sums of is set by the caller.
+template <class T>
+Product<T> product_of(std::int64_t samples, std::int64_t segments, std::int64_t neurons, const View& view,
+                      const T* values, const Strided& y) {
+  Product<T> p{};
+  p.samples = static_cast<std::uint32_t>(samples);
+  p.segments = static_cast<std::uint32_t>(segments);
+  p.neurons = static_cast<std::uint32_t>(neurons);
+  p.view = view;
+  p.values = values;
+  p.y = y.data;
+  p.y_neuron = y.neuron;
+  p.y_sample = y.sample;
+  return p;
+}
+
 // ---- Y = X W^T + bias ----
 
 template <class T>
@@ -130,20 +146,12 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
   if (is_empty(f.samples, f.outputs)) return cudaSuccess;
   const ForwardPlan<T> plan = plan_forward(f, device);
   const Strided x = strided(f.x), y = strided(f.y);
-  Product<T> p{};
-  p.samples = static_cast<std::uint32_t>(f.samples);
-  p.segments = static_cast<std::uint32_t>(f.outputs);
-  p.neurons = static_cast<std::uint32_t>(f.inputs);
+  Product<T> p = product_of(f.samples, f.outputs, f.inputs, f.rows, f.values, y);
   p.x = plan.choice.slab ? x.data : plan.x.data;
   p.x_neuron = plan.choice.slab ? x.neuron : plan.x.pitch;
   p.x_sample = x.sample;
-  p.view = f.rows;
-  p.values = f.values;
   p.row_factors = f.factors;
   p.bias = f.bias;
-  p.y = y.data;
-  p.y_neuron = y.neuron;
-  p.y_sample = y.sample;
   if (plan.permute) {
     DENDNORM_CUDA_TRY(launch_permute(f.values, f.rows.perm, f.connections, plan.values, stream));
     p.values = plan.values;
@@ -172,19 +180,11 @@ cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stre
         launch_sums(plan.dy.data, plan.dy.pitch, c.samples, c.outputs, c.dy.type, c.bias_gradient, stream));
   }
   if (c.dx.data != nullptr && !is_empty(c.samples, c.inputs)) {
-    Product<T> p{};
-    p.samples = static_cast<std::uint32_t>(c.samples);
-    p.segments = static_cast<std::uint32_t>(c.inputs);
-    p.neurons = static_cast<std::uint32_t>(c.outputs);
+    Product<T> p = product_of(c.samples, c.inputs, c.outputs, c.columns, c.values, dx);
     p.x = plan.gathers ? plan.dy.data : dy.data;
     p.x_neuron = plan.gathers ? plan.dy.pitch : dy.neuron;
     p.x_sample = plan.gathers ? element_of(c.dy.type) : dy.sample;
-    p.view = c.columns;
-    p.values = c.values;
     p.entry_factors = c.factors;
-    p.y = dx.data;
-    p.y_neuron = dx.neuron;
-    p.y_sample = dx.sample;
     DENDNORM_CUDA_TRY(launch_product(p, plan.choice, c.dy.type, stream));
   }
   if (c.gradient == nullptr) return cudaSuccess;

@@ -5,6 +5,7 @@
 #include "core/pattern.h"
 #include "cuda/cub.h"
 #include "cuda/ranks.cuh"
+#include "cuda/types.cuh"
 
 namespace dendnorm::cuda {
 namespace {
@@ -38,6 +39,22 @@ __global__ void __launch_bounds__(kThreads) transpose_kernel(const u32* sorted, 
   const i64 t = thread_number();
   if (t < nnz) indices_t[t] = segment[perm[t]];
   if (t <= size) compressed_t[t] = static_cast<i32>(first_of(0, nnz, [&](i64 k) { return sorted[k] >= t; }));
+}
+
+constexpr i64 kMarkBlocks = 1024;
+
+__global__ void __launch_bounds__(kThreads)
+    mark_sum_kernel(const i32* ccol_indices, i64 pointers, const i32* row_indices, i64 entries, u64* sum) {
+  u64 mine = 0;
+  for (i64 k = thread_number(); k < entries; k += static_cast<i64>(gridDim.x) * kThreads) {
+    mine += mark_of_entry(ccol_indices, pointers, row_indices, k);
+  }
+  mine = warp_sum(mine);
+  if (threadIdx.x % 32 == 0) atomicAdd(sum, mine);
+}
+
+__global__ void __launch_bounds__(kThreads) mark_bytes_kernel(const u64* sum, double* marks) {
+  if (threadIdx.x < kMarks) marks[threadIdx.x] = mark_byte(*sum, static_cast<int>(threadIdx.x));
 }
 
 int bits_of(i64 size) { return size > 1 ? std::bit_width(static_cast<std::uint64_t>(size - 1)) : 1; }
@@ -89,6 +106,16 @@ cudaError_t transpose_pattern(const i32* compressed, i64 segments, const i32* in
   return launch_kernel(transpose_kernel, blocks_for(nnz > size ? nnz : size + 1), dim3(kThreads), 0, stream,
                        static_cast<const u32*>(memory.sorted), static_cast<const i32*>(perm),
                        static_cast<const i32*>(memory.segment), nnz, size, compressed_t, indices_t);
+}
+
+cudaError_t pattern_mark(const i32* ccol_indices, i64 pointers, const i32* row_indices, i64 nnz, u64* sum,
+                         double* marks, cudaStream_t stream) {
+  DENDNORM_CUDA_TRY(cudaMemsetAsync(sum, 0, sizeof(u64), stream));
+  const i64 entries = pointers + nnz;
+  const dim3 blocks = blocks_for(entries < kMarkBlocks * kThreads ? entries : kMarkBlocks * kThreads);
+  DENDNORM_CUDA_TRY(launch_kernel(mark_sum_kernel, blocks, dim3(kThreads), 0, stream, ccol_indices, pointers,
+                                  row_indices, entries, sum));
+  return launch_kernel(mark_bytes_kernel, dim3(1), dim3(kThreads), 0, stream, static_cast<const u64*>(sum), marks);
 }
 
 }  // namespace dendnorm::cuda

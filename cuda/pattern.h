@@ -19,4 +19,8 @@ cudaError_t transpose_pattern(const std::int32_t* compressed, std::int64_t segme
                               std::int64_t nnz, std::int64_t size, std::int32_t* compressed_t, std::int32_t* indices_t,
                               std::int32_t* perm, std::byte* workspace, cudaStream_t stream);
 
+// As core/pattern.h's pattern_mark. `sum` is memory to work in; marks (kMarks,).
+cudaError_t pattern_mark(const std::int32_t* ccol_indices, std::int64_t pointers, const std::int32_t* row_indices,
+                         std::int64_t nnz, unsigned long long* sum, double* marks, cudaStream_t stream);
+
 }  // namespace dendnorm::cuda

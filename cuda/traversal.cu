@@ -5,6 +5,8 @@
 // samples, so 32 / kLanes connections of the row are in work at once; their sums are added at the row's end. The
 // activations come from a packed feature-major matrix through L2 (gather) or from a slab in shared memory, which the
 // block fills itself (slab). The results of a round of rows leave through shared memory, in either order of the output.
+#include <type_traits>
+
 #include "cuda/choose.h"
 #include "cuda/product.h"
 #include "cuda/types.cuh"
@@ -91,6 +93,22 @@ __device__ __forceinline__ void sum_connections(const Product<T>& p, u32 begin, 
     for (int i = 0; i < kPer; ++i) sum[i] = multiply_add(value, got[i], sum[i]);
   };
 
+  // kLoads independent loads of 16 bytes, then their multiply-adds. A round that is not full loads as much and adds
+  // what there is: 0 * inf is not 0.
+  const auto add_round = [&](int k, auto full, int count) {
+    u32 where[kLoads];
+    Piece<A> pieces[kLoads];
+    T value[kLoads];
+    read_run(wheres + k, where);
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) pieces[u] = load(where[u]);
+    read_run(values + k, value);
+#pragma unroll
+    for (int u = 0; u < kLoads; ++u) {
+      if (decltype(full)::value || k + u < count) add(value[u], pieces[u]);
+    }
+  };
+
   for (u32 first = begin; first < end; first += kStage) {
     const int count = end - first < kStage ? static_cast<int>(end - first) : kStage;
     __syncwarp();
@@ -101,34 +119,10 @@ __device__ __forceinline__ void sum_connections(const Product<T>& p, u32 begin, 
       stage_connection<T, kLanes, kSlab>(p, first + (at < count ? at : count - 1), wheres + at, values + at);
     }
     __syncwarp();
-    // The hot loop: kLoads independent loads of 16 bytes, then their multiply-adds.
-    int k = own;
+    int k = own;  // the hot loop
 #pragma unroll 1
-    for (; k - own + kRound <= count; k += kRound) {
-      u32 where[kLoads];
-      Piece<A> pieces[kLoads];
-      T value[kLoads];
-      read_run(wheres + k, where);
-#pragma unroll
-      for (int u = 0; u < kLoads; ++u) pieces[u] = load(where[u]);
-      read_run(values + k, value);
-#pragma unroll
-      for (int u = 0; u < kLoads; ++u) add(value[u], pieces[u]);
-    }
-    // A last round that is not full loads as much and adds what there is: 0 * inf is not 0.
-    if (k - own < count) {
-      u32 where[kLoads];
-      Piece<A> pieces[kLoads];
-      T value[kLoads];
-      read_run(wheres + k, where);
-#pragma unroll
-      for (int u = 0; u < kLoads; ++u) pieces[u] = load(where[u]);
-      read_run(values + k, value);
-#pragma unroll
-      for (int u = 0; u < kLoads; ++u) {
-        if (k + u < count) add(value[u], pieces[u]);
-      }
-    }
+    for (; k - own + kRound <= count; k += kRound) add_round(k, std::true_type{}, count);
+    if (k - own < count) add_round(k, std::false_type{}, count);
   }
 #pragma unroll
   for (int step = kLanes; step < 32; step *= 2) {

@@ -100,27 +100,31 @@ inline bool views_agree(const std::int32_t* ccol_indices, std::int64_t columns, 
   return true;
 }
 
-// The sum of splitmix64 over (position, value), modulo 2^64.
-inline std::uint64_t mixed_sum(const std::int32_t* values, std::int64_t count, std::uint64_t salt) {
-  std::uint64_t sum = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto position = static_cast<std::uint64_t>(i), value = static_cast<std::uint64_t>(std::int64_t{values[i]});
-    std::uint64_t z = (((position << 32) | value) + salt) * 0x9E3779B97F4A7C15;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-    sum += z ^ (z >> 31);
-  }
-  return sum;
-}
-
 constexpr int kMarks = 8;
 
-// Numbers that tell a pattern from others: the bytes of a sum over its column view, lowest first. Every floating type
-// holds them exactly.
+// A pattern's mark tells it from others: the bytes, lowest first, of a sum modulo 2^64 over the entries of its column
+// view. Every floating type holds them exactly.
+//
+// What entry k of ccol_indices followed by row_indices adds: splitmix64 of its position and value.
+DENDNORM_HD inline std::uint64_t mark_of_entry(const std::int32_t* ccol_indices, std::int64_t pointers,
+                                               const std::int32_t* row_indices, std::int64_t k) {
+  const bool is_pointer = k < pointers;
+  const std::int64_t position = is_pointer ? k : k - pointers;
+  const auto value = static_cast<std::uint64_t>(std::int64_t{is_pointer ? ccol_indices[k] : row_indices[position]});
+  std::uint64_t z = ((static_cast<std::uint64_t>(position) << 32) | value) + (is_pointer ? 1 : 2);
+  z *= 0x9E3779B97F4A7C15;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
+  return z ^ (z >> 31);
+}
+
+DENDNORM_HD inline double mark_byte(std::uint64_t sum, int i) { return static_cast<double>((sum >> (8 * i)) & 0xFF); }
+
 inline void pattern_mark(const std::int32_t* ccol_indices, std::int64_t pointers, const std::int32_t* row_indices,
                          std::int64_t nnz, double* marks) {
-  const std::uint64_t sum = mixed_sum(ccol_indices, pointers, 1) + mixed_sum(row_indices, nnz, 2);
-  for (int i = 0; i < kMarks; ++i) marks[i] = static_cast<double>((sum >> (8 * i)) & 0xFF);
+  std::uint64_t sum = 0;
+  for (std::int64_t k = 0; k < pointers + nnz; ++k) sum += mark_of_entry(ccol_indices, pointers, row_indices, k);
+  for (int i = 0; i < kMarks; ++i) marks[i] = mark_byte(sum, i);
 }
 
 }  // namespace dendnorm

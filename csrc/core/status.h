@@ -16,6 +16,7 @@ enum class Fault : std::int64_t {
                   // one before it, detail[1]
   kOccupied,      // replace_connections: so is the key at `position`, detail[0], in a pattern of detail[1] rows
   kOtherPattern,  // the layers that share a weight have different patterns
+  kValue,         // plan_rewiring: the value of the new connection at `position` is not finite
 };
 
 constexpr std::int64_t kClear = 0x7FFFFFFFFFFFFFFF;

@@ -2,13 +2,15 @@
 
 #include <algorithm>
 #include <array>
-#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 #include "cpu/conv_plan.h"
+#include "cpu/conv_strips.h"
+#include "cpu/conv_tiles.h"
 #include "cpu/kernels.h"
+#include "cpu/plan.h"
 
 namespace dendnorm::cpu {
 namespace {
@@ -16,93 +18,6 @@ namespace {
 using i64 = std::int64_t;
 
 constexpr i64 kNear = i64{16} << 20;  // bytes of packed images at a time, or one tile: they stay in the last cache
-
-ImageSizes input_sizes(const ConvShape& s) { return {s.samples, s.channels, s.height, s.width}; }
-ImageSizes output_sizes(const ConvShape& s) { return {s.samples, s.filters, s.out_height(), s.out_width()}; }
-
-template <class T>
-constexpr Type type_of() {
-  return sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32;
-}
-
-i64 element_size(Type type) { return type == Type::kFloat64 ? 8 : type == Type::kFloat32 ? 4 : 2; }
-
-Images moved(Images images, i64 samples) {
-  images.data = static_cast<std::byte*>(images.data) + samples * images.sample * element_size(images.type);
-  return images;
-}
-
-// Lays what a call needs one behind the other, and then takes it at once.
-class Workspace {
- public:
-  i64 add(i64 bytes) {
-    const i64 begin = bytes_;
-    bytes_ += (bytes + 4095) / 4096 * 4096 + 64;  // not all at the same place of a cache
-    return begin;
-  }
-  void take(const Room& room) { data_ = room.take(room.context, static_cast<std::size_t>(bytes_)); }
-  template <class T>
-  T* at(i64 begin) const {
-    return reinterpret_cast<T*>(data_ + begin);
-  }
-
- private:
-  i64 bytes_ = 0;
-  std::byte* data_ = nullptr;
-};
-
-// Images as the kernels want them: where they lie, if they lie so, or some tiles at a time in the workspace.
-template <class T>
-class Tiles {
- public:
-  Tiles(const Images& images, const ImageSizes& sizes, const KernelsOf<T>& kernels)
-      : images_(images), sizes_(sizes), kernels_(kernels), in_place_(lie_so()) {}
-
-  i64 bytes_of_tile() const {
-    return in_place_
-               ? 0
-               : sizes_.channels * sizes_.height * sizes_.width * kernels_.conv.lanes * static_cast<i64>(sizeof(T));
-  }
-  void add_to(Workspace& workspace, i64 tiles) {
-    if (!in_place_) begin_ = workspace.add(tiles * bytes_of_tile());
-  }
-
-  // From tile `first` on.
-  Slab<T> slab(const Workspace& workspace, i64 first) const {
-    const i64 lanes = kernels_.conv.lanes;
-    if (in_place_) {
-      return {static_cast<T*>(images_.data) + first * lanes, lanes, images_.channel, images_.row, images_.column};
-    }
-    const i64 row = sizes_.width * lanes, channel = sizes_.height * row;
-    return {workspace.at<T>(begin_), sizes_.channels * channel, channel, row, lanes};
-  }
-  void pack(const Slab<T>& slab, i64 first, i64 tiles, const Threads& threads) const {
-    if (!in_place_) kernels_.pack(moved(images_, first * kernels_.conv.lanes), sizes_of(first, tiles), slab, threads);
-  }
-  void unpack(const Slab<T>& slab, i64 first, i64 tiles, const Threads& threads) const {
-    if (!in_place_) kernels_.unpack(slab, sizes_of(first, tiles), moved(images_, first * kernels_.conv.lanes), threads);
-  }
-
- private:
-  bool lie_so() const {
-    const i64 lanes = kernels_.conv.lanes;
-    return images_.type == type_of<T>() && images_.sample == 1 && sizes_.samples % lanes == 0 &&
-           images_.channel % lanes == 0 && images_.row % lanes == 0 && images_.column % lanes == 0 &&
-           reinterpret_cast<std::uintptr_t>(images_.data) % (lanes * sizeof(T)) == 0;
-  }
-  ImageSizes sizes_of(i64 first, i64 tiles) const {
-    ImageSizes sizes = sizes_;
-    const i64 lanes = kernels_.conv.lanes;
-    sizes.samples = std::min(tiles * lanes, sizes_.samples - first * lanes);
-    return sizes;
-  }
-
-  Images images_;
-  ImageSizes sizes_;
-  const KernelsOf<T>& kernels_;
-  bool in_place_;
-  i64 begin_ = 0;
-};
 
 // How many tiles are packed together: a matter of sizes, for the sums of a gradient depend on it.
 i64 tiles_together(i64 tiles, i64 bytes_of_tile) {
@@ -176,26 +91,77 @@ void clear(const Images& images, const ImageSizes& s, const Threads& threads) {
   threads(s.channels * s.height, body);
 }
 
+// Whether a window of one place sees images as a matrix of positions by channels, row by row: a linear layer.
+bool is_linear(const ConvShape& s) {
+  const Window& w = s.window;
+  return w.area() == 1 && w.padding == std::array<i64, 4>{} && w.stride == std::array<i64, 2>{1, 1} && w.groups == 1;
+}
+bool is_matrix(const Images& images, const ImageSizes& s) {
+  return images.data == nullptr || (images.channel == 1 && s.channels > 1 && images.row == s.width * images.column &&
+                                    images.sample == s.height * images.row);
+}
+Activations matrix_of(const Images& images) { return {images.data, images.column, false, images.type}; }
+
+template <class T>
+void linear_forward(const ConvForward<T>& f, const KernelsOf<T>& set) {
+  const ConvShape& s = f.shape;
+  Forward<T> linear{};
+  linear.samples = s.samples * s.height * s.width;
+  linear.inputs = s.channels;
+  linear.outputs = s.filters;
+  linear.connections = s.connections;
+  linear.x = matrix_of(f.x);
+  linear.y = matrix_of(f.y);
+  linear.rows = f.rows;
+  linear.columns = f.columns;
+  linear.values = f.weights;
+  linear.bias = f.bias;
+  linear.threads = f.threads;
+  const ForwardPlan plan = plan_forward(linear, set.widths);
+  set.forward(linear, plan, f.room.take(f.room.context, plan.workspace_bytes));
+}
+
+template <class T>
+void linear_backward(const ConvBackward<T>& c, const KernelsOf<T>& set) {
+  const ConvShape& s = c.shape;
+  Columns<T> linear{};
+  linear.samples = s.samples * s.height * s.width;
+  linear.inputs = s.channels;
+  linear.outputs = s.filters;
+  linear.connections = s.connections;
+  linear.dy = matrix_of(c.dy);
+  linear.x = matrix_of(c.x);
+  linear.dx = matrix_of(c.dx);
+  linear.columns = c.columns;
+  linear.values = c.weights;
+  linear.gradient = c.gradient;
+  linear.bias_gradient = c.bias_gradient;
+  linear.threads = c.threads;
+  const ColumnsPlan plan = plan_columns(linear, set.widths);
+  set.columns(linear, plan, c.room.take(c.room.context, plan.workspace_bytes));
+}
+
 }  // namespace
 
 template <class T>
-void conv_forward(const ConvForward<T>& given) {
+void conv_forward(const ConvForward<T>& given, const KernelsOf<T>& set) {
   if (samples_images(given.shape)) {
     ConvForward<T> f = given;
     f.shape = sampled(given.shape);
     f.x = sampled(given.x, given.shape.window);
-    return conv_forward(f);
+    return conv_forward(f, set);
   }
   const ConvForward<T>& f = given;
   const ConvShape& s = f.shape;
+  if (is_linear(s) && is_matrix(f.x, input_sizes(s)) && is_matrix(f.y, output_sizes(s))) return linear_forward(f, set);
   if (s.samples == 0 || s.filters == 0) return;
-  const KernelsOf<T>& set = kernels<T>();
-  ConvPlan<T> plan(s, f.rows, f.weights, ConvPlan<T>::Direction::kForward, set.conv);
+  if (prefers_strips(s, set.conv.lanes)) return strips_forward(f, set);
+  ConvPlan<T> plan(s, f.rows, f.columns, f.weights, ConvPlan<T>::Direction::kForward, set.conv);
   ConvPass<T>& p = plan.pass;
-  Tiles<T> x(f.x, input_sizes(s), set), y(f.y, output_sizes(s), set);
+  ImageTiles<T> x(f.x, input_sizes(s), set), y(f.y, output_sizes(s), set);
   const int threads = worthwhile_threads(s, f.threads);
   const i64 all = p.tiles, together = tiles_together(all, x.bytes_of_tile() + y.bytes_of_tile());
-  Workspace workspace;
+  CallMemory workspace;
   const i64 scratch = workspace.add(threads * p.thread_bytes);
   x.add_to(workspace, together);
   y.add_to(workspace, together);
@@ -213,7 +179,7 @@ void conv_forward(const ConvForward<T>& given) {
 }
 
 template <class T>
-void conv_backward(const ConvBackward<T>& given) {
+void conv_backward(const ConvBackward<T>& given, const KernelsOf<T>& set) {
   if (samples_images(given.shape)) {
     ConvBackward<T> c = given;
     c.shape = sampled(given.shape);
@@ -222,29 +188,33 @@ void conv_backward(const ConvBackward<T>& given) {
       clear(c.dx, input_sizes(given.shape), c.threads);
       c.dx = sampled(given.dx, given.shape.window);
     }
-    return conv_backward(c);
+    return conv_backward(c, set);
   }
   const ConvBackward<T>& c = given;
   const ConvShape& s = c.shape;
+  if (is_linear(s) && is_matrix(c.dy, output_sizes(s)) && is_matrix(c.x, input_sizes(s)) &&
+      is_matrix(c.dx, input_sizes(s))) {
+    return linear_backward(c, set);
+  }
+  if (prefers_strips(s, set.conv.lanes)) return strips_backward(c, set);
   const bool wants_dx = c.dx.data != nullptr, wants_gradient = c.gradient != nullptr;
   std::vector<double> sums(c.bias_gradient != nullptr ? s.filters : 0, 0.0);
   if (s.samples == 0) {
     if (wants_gradient) std::fill(c.gradient, c.gradient + s.connections, T(0));
   } else {
-    const KernelsOf<T>& set = kernels<T>();
     using Direction = typename ConvPlan<T>::Direction;
     const Direction direction = !wants_gradient ? Direction::kInput
                                 : wants_dx      ? Direction::kBoth
                                                 : Direction::kGradient;
-    ConvPlan<T> plan(s, c.rows, c.weights, direction, set.conv);
+    ConvPlan<T> plan(s, c.rows, c.columns, c.weights, direction, set.conv);
     ConvPass<T>& p = plan.pass;
-    Tiles<T> dy(c.dy, output_sizes(s), set), x(c.x, input_sizes(s), set), dx(c.dx, input_sizes(s), set);
+    ImageTiles<T> dy(c.dy, output_sizes(s), set), x(c.x, input_sizes(s), set), dx(c.dx, input_sizes(s), set);
     const int threads = worthwhile_threads(s, c.threads);
     const i64 bytes =
         dy.bytes_of_tile() + (wants_gradient ? x.bytes_of_tile() : 0) + (wants_dx ? dx.bytes_of_tile() : 0);
     const i64 all = p.tiles, together = tiles_together(all, bytes);
     plan.set_parts(together);
-    Workspace workspace;
+    CallMemory workspace;
     const i64 scratch = workspace.add(threads * p.thread_bytes);
     const i64 partials = wants_gradient ? workspace.add(p.parts * p.distance * static_cast<i64>(sizeof(T))) : 0;
     dy.add_to(workspace, together);
@@ -277,9 +247,9 @@ void conv_backward(const ConvBackward<T>& given) {
   for (std::size_t o = 0; o < sums.size(); ++o) c.bias_gradient[o] = static_cast<T>(sums[o]);
 }
 
-template void conv_forward(const ConvForward<float>&);
-template void conv_forward(const ConvForward<double>&);
-template void conv_backward(const ConvBackward<float>&);
-template void conv_backward(const ConvBackward<double>&);
+template void conv_forward(const ConvForward<float>&, const KernelsOf<float>&);
+template void conv_forward(const ConvForward<double>&, const KernelsOf<double>&);
+template void conv_backward(const ConvBackward<float>&, const KernelsOf<float>&);
+template void conv_backward(const ConvBackward<double>&, const KernelsOf<double>&);
 
 }  // namespace dendnorm::cpu

@@ -35,6 +35,9 @@ struct ConvShape {
   std::int64_t group_filters() const { return filters / window.groups; }
 };
 
+inline ImageSizes input_sizes(const ConvShape& s) { return {s.samples, s.channels, s.height, s.width}; }
+inline ImageSizes output_sizes(const ConvShape& s) { return {s.samples, s.filters, s.out_height(), s.out_width()}; }
+
 // Where memory for a call comes from: aligned to 64 bytes, and there until it ends.
 struct Room {
   std::byte* (*take)(void* context, std::size_t bytes);
@@ -46,9 +49,9 @@ template <class T>
 struct ConvForward {
   ConvShape shape;
   Images x, y;
-  View rows;         // with perm
-  const T* weights;  // (nnz,) in column order
-  const T* bias;     // (M,), null: none
+  View rows, columns;  // rows with perm
+  const T* weights;    // (nnz,) in column order
+  const T* bias;       // (M,), null: none
   Threads threads;
   Room room;
 };
@@ -59,7 +62,7 @@ struct ConvBackward {
   ConvShape shape;
   Images dy, x;  // x is read where `gradient` is wanted
   Images dx;     // data null: not wanted
-  View rows;
+  View rows, columns;
   const T* weights;  // read where dx is wanted
   T* gradient;       // (nnz,) in column order, null: not wanted
   T* bias_gradient;  // (M,), null: not wanted
@@ -68,8 +71,11 @@ struct ConvBackward {
 };
 
 template <class T>
-void conv_forward(const ConvForward<T>& f);
+struct KernelsOf;  // cpu/kernels.h
+
 template <class T>
-void conv_backward(const ConvBackward<T>& c);
+void conv_forward(const ConvForward<T>& f, const KernelsOf<T>& kernels);
+template <class T>
+void conv_backward(const ConvBackward<T>& c, const KernelsOf<T>& kernels);
 
 }  // namespace dendnorm::cpu

@@ -121,7 +121,7 @@ template <class T>
 ConvPlan<T>::~ConvPlan() = default;
 
 template <class T>
-ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Direction direction,
+ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const View& columns, const T* weights, Direction direction,
                       const ConvLimits& limits)
     : pass{}, tables_(std::make_unique<Tables>()) {
   Tables& t = *tables_;
@@ -172,37 +172,38 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
   p.blocks = divided_up(p.in_channels, p.block);
   p.scratch = divided_up(p.block * gathered_phases * p.plane, 16) * 16;
 
-  // ---- Tables: two passes over the connections, filter by filter ----
+  // ---- Tables: two passes over the connections ----
   const i64 phases = p.axis[0].phases * p.axis[1].phases;
   p.view_rows = p.out_channels * phases;
   const i64 segments = p.groups * p.blocks * p.view_rows;
   const i64 taps = s.group_channels() * w.area();
-  std::vector<i32> tap_row(taps), tap_block(taps), tap_offset(taps);
+  std::vector<i32> tap_segment(taps), tap_offset(taps);
   for (i64 tap = 0; tap < taps; ++tap) {
     const i64 c = tap / w.area(), y = tap % w.area() / w.kernel[1], x = tap % w.kernel[1];
     const i64 phase =
         t.axis[0].tap_phase[y] * (forward ? p.axis[1].gathered_phases : p.axis[1].phases) + t.axis[1].tap_phase[x];
     const i64 within = t.axis[0].tap_shift[y] * p.pitch + t.axis[1].tap_shift[x] * p.lanes;
-    tap_row[tap] = static_cast<i32>(forward ? 0 : c * phases + phase);
-    tap_block[tap] = static_cast<i32>(forward ? c / p.block : 0);
+    tap_segment[tap] = static_cast<i32>(forward ? c / p.block * p.view_rows : c * phases + phase);
     tap_offset[tap] = static_cast<i32>(forward ? (c % p.block * gathered_phases + phase) * p.plane + within : within);
   }
-  // Where a connection belongs, but for its tap's part.
-  const auto for_filters = [&](auto body) {
-    for (i64 o = 0; o < s.filters; ++o) {
-      const i64 group = o / s.group_filters(), local = o % s.group_filters();
-      const i64 block = forward ? 0 : local / p.block;
-      body(o, (group * p.blocks + block) * p.view_rows + (forward ? local : 0),
-           forward ? 0 : local % p.block * p.plane);
+  std::vector<i64> filter_segment(s.filters), filter_offset(s.filters);
+  for (i64 o = 0; o < s.filters; ++o) {
+    const i64 group = o / s.group_filters(), local = o % s.group_filters();
+    const i64 block = forward ? 0 : local / p.block;
+    filter_segment[o] = (group * p.blocks + block) * p.view_rows + (forward ? local : 0);
+    filter_offset[o] = forward ? 0 : local % p.block * p.plane;
+  }
+  // body(filter, tap, place among the weights): by filters forward, backward by taps, as rows of the view come.
+  const auto for_connections = [&](auto body) {
+    for (i64 o = 0; forward && o < s.filters; ++o) {
+      for (i64 k = rows.start[o]; k < rows.start[o + 1]; ++k) body(o, rows.index[k], rows.perm[k]);
+    }
+    for (i64 tap = 0; !forward && tap < taps; ++tap) {
+      for (i32 k = columns.start[tap]; k < columns.start[tap + 1]; ++k) body(columns.index[k], tap, k);
     }
   };
   std::vector<i32> place(segments, 0);
-  for_filters([&](i64 o, i64 segment, i64) {
-    for (i64 k = rows.start[o]; k < rows.start[o + 1]; ++k) {
-      const i32 tap = rows.index[k];
-      ++place[segment + tap_block[tap] * p.view_rows + tap_row[tap]];
-    }
-  });
+  for_connections([&](i64 o, i64 tap, i32) { ++place[filter_segment[o] + tap_segment[tap]]; });
   t.start.resize(segments + 1);
   t.channel.resize(segments);
   t.phase.resize(segments);
@@ -229,13 +230,11 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const T* weights, Di
   t.offset.resize(s.connections);
   t.source.resize(s.connections);
   t.value.resize(s.connections);
-  for_filters([&](i64 o, i64 segment, i64 offset) {
-    for (i64 k = rows.start[o]; k < rows.start[o + 1]; ++k) {
-      const i32 tap = rows.index[k], at = place[segment + tap_block[tap] * p.view_rows + tap_row[tap]]++;
-      t.offset[at] = static_cast<i32>(offset) + tap_offset[tap];
-      t.source[at] = rows.perm[k];
-      t.value[at] = weights[rows.perm[k]];
-    }
+  for_connections([&](i64 o, i64 tap, i32 source) {
+    const i32 at = place[filter_segment[o] + tap_segment[tap]]++;
+    t.offset[at] = static_cast<i32>(filter_offset[o]) + tap_offset[tap];
+    t.source[at] = source;
+    t.value[at] = weights[source];
   });
   p.start = t.start.data();
   p.channel = t.channel.data();

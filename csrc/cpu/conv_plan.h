@@ -14,7 +14,8 @@ class ConvPlan {
  public:
   enum class Direction { kForward, kInput, kGradient, kBoth };
 
-  ConvPlan(const ConvShape& shape, const View& rows, const T* weights, Direction direction, const ConvLimits& limits);
+  ConvPlan(const ConvShape& shape, const View& rows, const View& columns, const T* weights, Direction direction,
+           const ConvLimits& limits);
   ~ConvPlan();
 
   // Of the gradient, where so many tiles come in one call.

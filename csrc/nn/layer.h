@@ -4,7 +4,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <mutex>
-#include <optional>
 
 #include "core/norm.h"
 #include "nn/dendnorm.h"
@@ -35,9 +34,5 @@ Module undrawn(const Options& options) {
   generator.set_state(state);
   return module;
 }
-
-// Keys col * M + row, ascending, of the largest of a dense (M, N): round(density N M) of them, of equals the later, or
-// those that are not 0.
-at::Tensor largest(const char* name, const at::Tensor& matrix, std::optional<double> density);
 
 }  // namespace dendnorm::nn

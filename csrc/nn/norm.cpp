@@ -1,14 +1,14 @@
 // Norms: which member of the family, and its excitability.
 #include "core/scale.h"
 
-#include <ATen/TensorIndexing.h>
 #include <ATen/TensorOperators.h>
 #include <c10/util/Exception.h>
 
-#include <charconv>
 #include <cmath>
-#include <sstream>
+#include <stdexcept>
+#include <string_view>
 
+#include "core/members.h"
 #include "nn/dendnorm.h"
 #include "nn/move.h"
 #include "ops/call.h"
@@ -32,6 +32,16 @@ const NormOptions& checked(const NormOptions& options) {
   return options;
 }
 
+dendnorm::Norm formula_of(const NormOptions& options) { return {options.a(), options.b(), options.p()}; }
+
+Member member(std::string_view name) {
+  try {
+    return member_named(name);
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
 }  // namespace
 
 NormOptions::NormOptions(double a, double b, double p) : a_(a), b_(b), p_(p) {}
@@ -43,21 +53,7 @@ bool NormImpl::scales() const {
 }
 
 std::string NormImpl::name() const {
-  if (!alias_.empty()) return alias_;
-  if (!scales()) return "none";
-  const double a = options.a(), b = options.b(), p = options.p();
-  const bool variable = options.variable();
-  std::ostringstream text;
-  if (a == 1 && b == 0) {
-    text << (variable ? "l0-variable" : "l0");
-  } else if (a == 0 && b == 1) {
-    text << (variable ? "lp-variable:" : "lp:") << p;
-  } else if (a == 1 && b == 1 && p == 2 && variable) {
-    text << "joint";
-  } else {
-    text << "Norm(a=" << a << ", b=" << b << ", p=" << p << (variable ? ", variable=True)" : ")");
-  }
-  return text.str();
+  return alias_.empty() ? name_of_member(formula_of(options), options.variable(), scales()) : alias_;
 }
 
 double NormImpl::deviation(double degree) const {
@@ -66,7 +62,7 @@ double NormImpl::deviation(double degree) const {
 
 double NormImpl::start_for(double degree) const {
   if (options.s().has_value()) return *options.s();
-  return excitability_start({options.a(), options.b(), options.p()}, degree, deviation(degree));
+  return excitability_start(formula_of(options), degree, deviation(degree));
 }
 
 void NormImpl::check(const SparseLinearImpl& layer) const {
@@ -118,66 +114,50 @@ void NormImpl::pretty_print(std::ostream& stream) const {
 // The inverse of the formula: v and e, float64, with (e_i / D_i) v_i = the given w_i. An excitability that is there
 // already is kept, and so is one that `s` gives unless b = 1, where the given w decide it.
 std::pair<Tensor, Tensor> NormImpl::raw_values(const Tensor& effective, const Tensor& row_indices, int64_t rows) const {
-  const Tensor w = effective.to(at::kCPU, at::kDouble).contiguous();
-  if (!scales()) return {w.to(effective.device()), Tensor()};
+  const Tensor w = effective.to(at::kDouble).contiguous();
+  if (!scales()) return {w, Tensor()};
   std::optional<Tensor> given;
   if (excitability.defined()) {
-    given = excitability.detach().to(at::kCPU, at::kDouble).contiguous();
+    given = excitability.detach().to(at::kDouble).contiguous();
   } else if (options.s().has_value() && options.b() != 1) {
     given =
         at::full(options.variable() ? std::vector<int64_t>{rows} : std::vector<int64_t>{}, *options.s(), w.options());
   }
   const double start = start_.value_or(start_for(static_cast<double>(w.numel()) / static_cast<double>(rows)));
-  const dendnorm::Norm norm{options.a(), options.b(), options.p()};
-  const auto [values, e] =
-      ops::call_raw_values(w, row_indices.cpu().contiguous(), rows, norm, options.variable(), given, start, name());
-  return {values.to(effective.device()), e.to(effective.device())};
+  const auto [v, e] =
+      ops::call_raw_values(w, row_indices, rows, formula_of(options), options.variable(), given, start, name());
+  return {v, e};
 }
 
 class NormFactory {
  public:
-  static Norm aliased(Norm norm, const char* alias) {
-    norm->alias_ = alias;
+  // A member of the family by its name; another order than that may be given.
+  static Norm of(std::string_view name, std::optional<double> p, std::optional<double> s, double gain) {
+    const Member found = member(name);
+    const dendnorm::Norm& formula = found.norm;
+    Norm norm(NormOptions(formula.a, formula.b, p.value_or(formula.p)).variable(found.variable).s(s).gain(gain));
+    if (!found.ordered && norm->name() != found.name) norm->alias_ = found.name;
     return norm;
   }
 };
 
 namespace norms {
 
-Norm none() { return Norm(NormOptions(0, 0)); }
+Norm none() { return resolve("none"); }
 
 Norm l0(bool variable, std::optional<double> s, double gain) {
-  return Norm(NormOptions(1, 0).variable(variable).s(s).gain(gain));
+  return NormFactory::of(variable ? "l0-variable" : "l0", {}, s, gain);
 }
 
 Norm lp(double p, bool variable, std::optional<double> s, double gain) {
-  return Norm(NormOptions(0, 1, p).variable(variable).s(s).gain(gain));
+  return NormFactory::of(variable ? "lp-variable:2" : "lp:2", p, s, gain);
 }
 
-Norm weight_norm(std::optional<double> s, double gain) {
-  return NormFactory::aliased(Norm(NormOptions(0, 1, 2).variable(true).s(s).gain(gain)), "weight_norm");
-}
+Norm weight_norm(std::optional<double> s, double gain) { return NormFactory::of("weight_norm", {}, s, gain); }
 
-Norm joint(std::optional<double> s, double gain) { return Norm(NormOptions(1, 1, 2).variable(true).s(s).gain(gain)); }
+Norm joint(std::optional<double> s, double gain) { return NormFactory::of("joint", {}, s, gain); }
 
-Norm resolve(const std::string& name) {
-  if (name == "none") return none();
-  if (name == "l0" || name == "l0-variable") return l0(name != "l0");
-  if (name == "weight_norm") return weight_norm();
-  if (name == "joint") return joint();
-  const std::size_t colon = name.find(':');
-  const std::string kind = name.substr(0, colon);
-  TORCH_CHECK_VALUE(colon != std::string::npos && (kind == "lp" || kind == "lp-variable"),
-                    "norm must be \"none\", \"l0\", \"l0-variable\", \"lp:P\", \"lp-variable:P\", \"weight_norm\" or "
-                    "\"joint\", got '",
-                    name, "'");
-  double p = 0;
-  const char *begin = name.data() + colon + 1, *end = name.data() + name.size();
-  const auto [stopped, error] = std::from_chars(begin, end, p);
-  TORCH_CHECK_VALUE(error == std::errc() && stopped == end, "p in norm must be a number of at least 1, got '", name,
-                    "'");
-  return lp(p, kind == "lp-variable");
-}
+Norm resolve(const std::string& name) { return NormFactory::of(name, {}, {}, 1); }
 
 }  // namespace norms
 

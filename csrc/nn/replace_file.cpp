@@ -16,12 +16,16 @@ namespace {
 class Temporary {
  public:
   explicit Temporary(const std::string& path) : path_(path) {
+    const std::size_t slash = path.rfind('/');
+    const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+    folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    check(folder_ >= 0, "in a readable and writable folder");
     const std::string stem = path + "." + std::to_string(::getpid()) + ".";
     // Not mkstemp, whose files are the owner's alone: only the system knows the umask without changing it.
     for (int i = 0; file_ < 0; ++i) {
       name_ = stem + std::to_string(i);
       file_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-      if (file_ < 0) check(errno == EEXIST, "in a writable folder");
+      if (file_ < 0) check(errno == EEXIST, "in a readable and writable folder");
     }
     exists_ = true;
   }
@@ -31,6 +35,7 @@ class Temporary {
 
   ~Temporary() {
     if (file_ >= 0) ::close(file_);
+    if (folder_ >= 0) ::close(folder_);
     if (exists_) ::unlink(name_.c_str());
   }
 
@@ -51,6 +56,8 @@ class Temporary {
     check(::close(file) == 0, "writable");
     check(std::rename(name_.c_str(), path_.c_str()) == 0, "a file that can be replaced");
     exists_ = false;
+    // The rename itself must survive a power cut. Some file systems know no such thing.
+    check(::fsync(folder_) == 0 || errno == EINVAL, "in a folder that can be synced");
   }
 
  private:
@@ -61,7 +68,7 @@ class Temporary {
 
   const std::string& path_;
   std::string name_;
-  int file_ = -1;
+  int file_ = -1, folder_ = -1;
   bool exists_ = false;
 };
 

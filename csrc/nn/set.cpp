@@ -9,29 +9,22 @@
 #include <torch/optim/sgd.h>
 
 #include <algorithm>
-#include <cmath>
 #include <set>
 #include <tuple>
 
+#include "core/shares.h"
 #include "nn/dendnorm.h"
-#include "nn/pattern.h"
+#include "nn/find_layers.h"
 #include "ops/call.h"
 
 namespace dendnorm {
 namespace {
 
-// The root mean square of values, to ten binary digits: so every device finds the same; 1 where there are none.
-at::Tensor spread(const at::Tensor& values) {
-  if (values.numel() == 0) return at::ones({}, values.options().dtype(at::kDouble));
-  const auto [mantissa, exponent] = at::frexp(values.to(at::kDouble).square().mean().sqrt());
-  return at::ldexp((mantissa * 1024).round() / 1024, exponent);
-}
-
 using at::Tensor;
 using nn::SparseLinearImpl;
 
 void carry(const Tensor& values, const Tensor& source, const Tensor& fill) {
-  const at::Device home = nn::home_of("dendnorm::carry_", values.device());
+  const at::Device home = ops::home_of("dendnorm::carry_", values.device());
   if (home == values.device()) return ops::call_carry_(values, source.to(home), fill.to(home));
   Tensor moved = values.to(home);
   ops::call_carry_(moved, source.to(home), fill.to(home));
@@ -39,30 +32,6 @@ void carry(const Tensor& values, const Tensor& source, const Tensor& fill) {
 }
 
 void check_zeta(double zeta) { TORCH_CHECK_VALUE(0 <= zeta && zeta <= 1, "zeta must be in [0, 1], got ", zeta); }
-
-// Every sparse layer with its name, in the order of Python's named_modules.
-void find_layers(torch::nn::Module& module, const std::string& name,
-                 std::vector<std::pair<std::string, SparseLinearImpl*>>& found) {
-  if (auto* layer = dynamic_cast<SparseLinearImpl*>(&module)) found.emplace_back(name, layer);
-  for (const auto& child : module.named_children()) {
-    find_layers(*child.value(), name.empty() ? child.key() : name + "." + child.key(), found);
-  }
-}
-
-// What a variant draws, on `device`, before anything relies on it.
-Tensor checked_values(const Tensor& values, int64_t k, torch::Dtype dtype, at::Device device) {
-  TORCH_CHECK_VALUE(values.defined(), "values of new connections must be a tensor of shape (", k, ",), got none");
-  TORCH_CHECK_VALUE(values.dim() == 1 && values.numel() == k, "values of new connections must have shape (", k,
-                    ",), got ", values.sizes());
-  TORCH_CHECK_VALUE(values.scalar_type() == dtype, "values of new connections must have dtype ", dtype, ", got ",
-                    values.scalar_type());
-  TORCH_CHECK_VALUE(values.layout() == at::kStrided && !values.is_meta(),
-                    "values of new connections must be in dense memory, got layout ", values.layout(), " on ",
-                    values.device());
-  TORCH_CHECK_VALUE(at::isfinite(values).all().item<bool>(),
-                    "values of new connections must be finite, got nan or infinite values");
-  return values.to(device);
-}
 
 template <class State, class... Getters>
 bool collect(torch::optim::OptimizerParamState& state, std::vector<Tensor>& found, Getters... getters) {
@@ -166,7 +135,7 @@ Tensor SET::grow(SparseLinearImpl& layer, const Tensor& ccol_indices, const Tens
 
 Tensor SET::draw(SparseLinearImpl& layer, int64_t k, int64_t step, int64_t index, torch::Device device) {
   const Tensor drawn = ops::call_counter_normal(k, options_.seed(), step, index, layer.weight.scalar_type(), device);
-  return drawn.mul_(spread(layer.weight.detach()).to(device, drawn.scalar_type()));
+  return drawn.mul_(ops::call_spread(layer.weight.detach()).to(device, drawn.scalar_type()));
 }
 
 std::vector<Tensor> SET::state_tensors(torch::optim::OptimizerParamState& state) {
@@ -191,8 +160,7 @@ std::vector<Tensor> SET::state_tensors(torch::optim::OptimizerParamState& state)
 }
 
 std::vector<SET::Layers> SET::layers() const {
-  std::vector<std::pair<std::string, SparseLinearImpl*>> every;
-  find_layers(*model_, "", every);
+  const auto every = nn::find_layers(*model_);
   TORCH_CHECK_VALUE(!every.empty(), "model must hold a SparseLinear to be rewired, got none in ", model_->name());
   std::vector<Layers> result;
   for (const auto& [name, layer] : every) {
@@ -231,34 +199,31 @@ SET::Plan SET::plan(const Layers& sharing, int64_t step, int64_t index) {
         "layer '", sharing.name, "': layers that share its weight must have its pattern, got another");
   }
   Plan made{sharing, {}, {}, {}, {}, {}, {}, {}, {}, companions(sharing.name, layer.weight)};
-  const auto k = static_cast<int64_t>(std::nearbyint(options_.zeta() * static_cast<double>(layer.nnz())));
+  const int64_t k = share_of(options_.zeta(), layer.nnz());
   // Where this build has no kernels for the device, the CPU draws the same.
-  const at::Device home = nn::home_of("dendnorm::weakest", device);
+  const at::Device home = ops::home_of("dendnorm::weakest", device);
   const Tensor ccol = layer.ccol_indices.to(home), row = layer.row_indices.to(home);
-  const Tensor score = importance(layer).to(home);
-  Tensor dropped, left, row_left, removed;
-  try {
-    dropped = ops::call_weakest(score, k);
-    std::tie(left, row_left, removed) = ops::call_excise(ccol, row, dropped, k);
-  } catch (const c10::Error& error) {
-    TORCH_CHECK_VALUE(false, "layer '", sharing.name, "': ", error.what_without_backtrace());
-  }
+  const auto of_layer = [&](const auto& planned) {
+    try {
+      return planned();
+    } catch (const c10::Error& error) {
+      TORCH_CHECK_VALUE(false, "layer '", sharing.name, "': ", error.what_without_backtrace());
+    }
+  };
+  const Tensor score = importance(layer);
+  const auto [dropped, left, row_left, gone_row, gone_col] =
+      of_layer([&] { return ops::call_plan_excision(ccol, row, score, k); });
   const Tensor keys = grow(layer, left, row_left, k, step, index);
-  const Tensor values = draw(layer, k, step, index, home);
-  try {
-    std::tie(made.ccol_indices, made.row_indices, made.source) =
-        ops::call_replace_connections(ccol, row, rows, dropped, keys);
-    made.values = checked_values(values, k, layer.weight.scalar_type(), home);
-  } catch (const c10::Error& error) {
-    TORCH_CHECK_VALUE(false, "layer '", sharing.name, "': ", error.what_without_backtrace());
-  }
-  std::tie(made.crow_indices, made.col_indices, made.perm) = nn::transposed(made.ccol_indices, made.row_indices, rows);
-  const Tensor gone_row = row.index_select(0, removed).to(at::kLong);
-  const Tensor gone_col = at::searchsorted(ccol, removed, false, true) - 1;
+  made.values = draw(layer, k, step, index, home);
+  Tensor came_row, came_col;
+  std::tie(made.ccol_indices, made.row_indices, made.crow_indices, made.col_indices, made.perm, made.source, came_row,
+           came_col) = of_layer([&, &dropped = dropped] {
+    return ops::call_plan_rewiring(ccol, row, rows, dropped, k, keys, made.values, layer.weight.scalar_type());
+  });
   made.report = {sharing.name,
                  k,
                  {gone_row.to(device), gone_col.to(device)},
-                 {keys.remainder(rows).to(device), keys.div(rows, "floor").to(device)},
+                 {came_row.to(device), came_col.to(device)},
                  layer.nnz()};
   return made;
 }

@@ -4,42 +4,17 @@
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/Exception.h>
 
-#include <cmath>
-
+#include "nn/checks.h"
 #include "nn/dendnorm.h"
 #include "nn/layer.h"
 #include "nn/move.h"
-#include "nn/pattern.h"
 #include "ops/call.h"
+#include "ops/convert.h"
 
 namespace dendnorm::nn {
 namespace {
 
 using at::Tensor;
-
-constexpr int64_t kInt32Max = 2147483647;
-
-int64_t checked_size(const char* name, int64_t value) {
-  TORCH_CHECK_VALUE(1 <= value && value < kInt32Max, name, " must be in [1, 2^31 - 1), got ", value);
-  return value;
-}
-
-// The number of connections that density or nnz asks for, among `positions`.
-int64_t connections(const std::optional<double>& density, const std::optional<int64_t>& nnz, int64_t positions) {
-  TORCH_CHECK_VALUE(density.has_value() || nnz.has_value(),
-                    "exactly one of density and nnz must be given, got neither");
-  TORCH_CHECK_VALUE(!(density.has_value() && nnz.has_value()),
-                    "exactly one of density and nnz must be given, got density=", *density, " and nnz=", *nnz);
-  int64_t count = nnz.value_or(0);
-  if (density.has_value()) {
-    TORCH_CHECK_VALUE(0 < *density && *density <= 1, "density must be in (0, 1], got ", *density);
-    count = static_cast<int64_t>(std::nearbyint(*density * static_cast<double>(positions)));
-  }
-  TORCH_CHECK_VALUE(0 <= count && count <= positions, "nnz must be in [0, in_features * out_features] = [0, ",
-                    positions, "], got ", count);
-  TORCH_CHECK_VALUE(count <= kInt32Max, "nnz must be below 2^31, got ", count);
-  return count;
-}
 
 torch::Dtype checked_dtype(const std::optional<torch::Dtype>& dtype) {
   if (!dtype.has_value()) {
@@ -60,7 +35,7 @@ int64_t checked_seed(const std::optional<int64_t>& seed) {
 SparseLinearOptions checked(SparseLinearOptions options) {
   const int64_t positions =
       checked_size("in_features", options.in_features()) * checked_size("out_features", options.out_features());
-  options.nnz(connections(options.density(), options.nnz(), positions)).density(std::nullopt);
+  options.nnz(counted(options.density(), options.nnz(), positions)).density(std::nullopt);
   TORCH_CHECK_VALUE(!options.device().is_meta(), "device must have values, got meta");
   return options.dtype(checked_dtype(options.dtype()));
 }
@@ -115,7 +90,7 @@ void SparseLinearImpl::draw(int64_t seed) {
   // On the CPU: the bits are the same everywhere, and it is done once.
   const Tensor none = at::zeros({options.in_features() + 1}, torch::kInt);
   const Tensor keys = ops::call_empty_positions(none, none.slice(0, 0, 0), m, nnz(), seed, 0, 0);
-  const auto [ccol, row] = pattern_of_keys(keys, m, options.in_features());
+  const auto [ccol, row] = ops::call_pattern_of_keys(keys, m, options.in_features());
   write_pattern(ccol, row);
   const double degree = static_cast<double>(nnz()) / static_cast<double>(options.out_features());
   weight.copy_(
@@ -163,7 +138,10 @@ Tensor SparseLinearImpl::effective_weight() const {
   return ops::call_effective_weight(weight, norm->excitability, pattern_of(*this), norm_of(*this));
 }
 
-Edges SparseLinearImpl::edges() const { return edges_of(ccol_indices, row_indices); }
+Edges SparseLinearImpl::edges() const {
+  const Tensor columns = at::arange(options.in_features(), ccol_indices.options().dtype(torch::kLong));
+  return {row_indices.to(torch::kLong), at::repeat_interleave(columns, out_degrees(), 0, nnz())};
+}
 Tensor SparseLinearImpl::in_degrees() const { return crow_indices.diff().to(torch::kLong); }
 Tensor SparseLinearImpl::out_degrees() const { return ccol_indices.diff().to(torch::kLong); }
 
@@ -200,11 +178,11 @@ void SparseLinearImpl::check_pattern(const Tensor& ccol, const Tensor& row) cons
   TORCH_CHECK_VALUE(row.numel() == nnz(), "row_indices must have ", nnz(),
                     " entries, as many as the layer has connections, got ", row.numel(),
                     "; build the layer with nnz=", row.numel());
-  check_compressed(ccol, row, options.in_features(), options.out_features(), "ccol_indices", "row_indices");
+  ops::call_check_view(ccol, row, options.in_features(), options.out_features(), "ccol_indices", "row_indices");
 }
 
 void SparseLinearImpl::write_pattern(const Tensor& ccol, const Tensor& row) {
-  const auto [crow, col, order] = transposed(ccol, row, options.out_features());
+  const auto [crow, col, order] = ops::transposed(ccol, row, options.out_features());
   write_views(ccol, row, crow, col, order);
 }
 
@@ -249,90 +227,6 @@ void SparseLinearImpl::pretty_print(std::ostream& stream) const {
          << ", out_features=" << options.out_features() << ", bias=" << bias.defined() << ", nnz=" << nnz()
          << ", density=" << density() << ", norm=" << norm->name() << ")";
   stream.precision(precision);
-}
-
-// ---- From weights that are there ----
-
-void SparseLinearImpl::fill(const Tensor& ccol, const Tensor& row, const Tensor& effective, const Tensor& given_bias) {
-  torch::NoGradGuard no_grad;
-  Norm chosen = options.norm().resolve();
-  write_pattern(ccol, row);
-  chosen->check(*this);
-  const bool taken = chosen->excitability.defined();
-  const auto [values, excitability] = chosen->raw_values(effective, row_indices, options.out_features());
-  chosen->initialise(*this);
-  adopt(chosen);
-  weight.copy_(values);
-  if (given_bias.defined()) bias.copy_(given_bias);
-  if (excitability.defined() && !taken) chosen->excitability.copy_(excitability);
-}
-
-Tensor largest(const char* name, const Tensor& matrix, std::optional<double> density) {
-  const int64_t rows = matrix.size(0), cols = matrix.size(1);
-  TORCH_CHECK_VALUE(at::isfinite(matrix).all().item<bool>(), name, " must be finite, got nan or infinite values");
-  const Tensor by_column = matrix.t().reshape({-1});
-  Tensor kept = by_column != 0;
-  if (density.has_value()) {
-    Tensor magnitude = by_column.abs();
-    if (magnitude.scalar_type() != torch::kDouble) magnitude = magnitude.to(torch::kFloat);
-    const int64_t dropped = rows * cols - connections(density, std::nullopt, rows * cols);
-    magnitude = magnitude.to(home_of("dendnorm::weakest", magnitude.device()));
-    kept = ops::call_weakest(magnitude, dropped).logical_not().to(matrix.device());
-  }
-  return kept.nonzero().flatten();
-}
-
-SparseLinear SparseLinear::from_dense(const torch::nn::Linear& linear, std::optional<double> density,
-                                      const NormChoice& norm) {
-  torch::NoGradGuard no_grad;
-  TORCH_CHECK_VALUE(!linear.is_empty(), "linear must be a torch::nn::Linear, got an empty one");
-  const Tensor dense = linear->weight.detach();
-  const int64_t rows = dense.size(0), cols = dense.size(1);
-  checked_size("linear.in_features", cols);
-  checked_size("linear.out_features", rows);
-  const Tensor keys = largest("linear.weight", dense, density);
-  const auto dtype = dense.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
-  auto options = SparseLinearOptions(cols, rows).nnz(keys.numel()).norm(norm).bias(linear->bias.defined());
-  const std::shared_ptr<SparseLinearImpl> layer(
-      new SparseLinearImpl(options.device(dense.device()).dtype(dtype), SparseLinearImpl::Unwritten{}));
-  const auto [ccol, row] = pattern_of_keys(keys, rows, cols);
-  layer->fill(ccol, row, dense.t().reshape({-1}).index({keys}), linear->bias);
-  layer->weight.requires_grad_(linear->weight.requires_grad());
-  if (linear->bias.defined()) layer->bias.requires_grad_(linear->bias.requires_grad());
-  layer->train(linear->is_training());
-  return SparseLinear(layer);
-}
-
-SparseLinear SparseLinear::from_csr(const Tensor& crow_indices, const Tensor& col_indices, const Tensor& values,
-                                    std::pair<int64_t, int64_t> shape, const Tensor& bias, const NormChoice& norm) {
-  torch::NoGradGuard no_grad;
-  const int64_t rows = checked_size("shape[0]", shape.first), cols = checked_size("shape[1]", shape.second);
-  const Tensor crow = as_index("crow_indices", crow_indices), col = as_index("col_indices", col_indices);
-  check_compressed(crow, col, rows, cols, "crow_indices", "col_indices");
-  for (const auto& [name, tensor, size] :
-       {std::tuple("values", &values, col.numel()), std::tuple("bias", &bias, rows)}) {
-    if (!tensor->defined() && tensor == &bias) continue;
-    TORCH_CHECK_TYPE(tensor->defined(), name, " must be a tensor, got none");
-    TORCH_CHECK_TYPE(tensor->scalar_type() == torch::kFloat || tensor->scalar_type() == torch::kDouble, name,
-                     " must be of dtype float32 or float64, got ", tensor->scalar_type());
-    TORCH_CHECK_VALUE(tensor->dim() == 1 && tensor->numel() == size, name, " must have shape (", size, ",), got ",
-                      tensor->sizes());
-    TORCH_CHECK_VALUE(tensor->device() == crow.device(), name, " must be on ", crow.device(), " like the indices, got ",
-                      tensor->device());
-    TORCH_CHECK_VALUE(at::isfinite(*tensor).all().item<bool>(), name, " must be finite, got nan or infinite values");
-  }
-  TORCH_CHECK_TYPE(!bias.defined() || bias.scalar_type() == values.scalar_type(), "bias must be of values' dtype ",
-                   values.scalar_type(), ", got ", bias.scalar_type());
-  const auto [ccol, row, order] = transposed(crow, col, cols);
-  const auto options = SparseLinearOptions(cols, rows)
-                           .nnz(col.numel())
-                           .norm(norm)
-                           .bias(bias.defined())
-                           .device(values.device())
-                           .dtype(values.scalar_type());
-  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, SparseLinearImpl::Unwritten{}));
-  layer->fill(ccol, row, values.index({order.to(torch::kLong)}), bias);
-  return SparseLinear(layer);
 }
 
 }  // namespace dendnorm::nn

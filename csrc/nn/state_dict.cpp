@@ -7,9 +7,11 @@
 #include <iterator>
 #include <sstream>
 
+#include "core/pattern.h"
 #include "nn/dendnorm.h"
-#include "nn/pattern.h"
+#include "nn/find_layers.h"
 #include "nn/safetensors.h"
+#include "ops/call.h"
 
 namespace dendnorm::nn {
 namespace {
@@ -18,24 +20,20 @@ using at::Tensor;
 
 const std::string kMark = "pattern_mark";
 
-void collect(const torch::nn::Module& module, const std::string& prefix, StateDict& found) {
+// `mark` tells that of a layer.
+template <class Mark>
+void collect(const torch::nn::Module& module, const std::string& prefix, const Mark& mark, StateDict& found) {
   for (const auto& parameter : module.named_parameters(false)) found.insert(prefix + parameter.key(), *parameter);
   for (const auto& buffer : module.named_buffers(false)) found.insert(prefix + buffer.key(), *buffer);
   // A layer that shares another's norm does not have it among its children.
   const auto* layer = dynamic_cast<const SparseLinearImpl*>(&module);
-  if (layer != nullptr) found.insert(prefix + kMark, mark_of(layer->ccol_indices, layer->row_indices));
+  if (layer != nullptr) found.insert(prefix + kMark, mark(*layer));
   if (layer != nullptr && layer->norm->excitability.defined()) {
     found.insert(prefix + "norm.excitability", layer->norm->excitability);
   }
   for (const auto& child : module.named_children()) {
-    if (layer == nullptr || child.key() != "norm") collect(*child.value(), prefix + child.key() + ".", found);
+    if (layer == nullptr || child.key() != "norm") collect(*child.value(), prefix + child.key() + ".", mark, found);
   }
-}
-
-void find_layers(torch::nn::Module& module, const std::string& prefix,
-                 std::vector<std::pair<std::string, SparseLinearImpl*>>& found) {
-  if (auto* layer = dynamic_cast<SparseLinearImpl*>(&module)) found.emplace_back(prefix, layer);
-  for (const auto& child : module.named_children()) find_layers(*child.value(), prefix + child.key() + ".", found);
 }
 
 std::string listed(const std::vector<std::string>& names) {
@@ -91,21 +89,25 @@ StateDict from_pickle(const std::string& path, const std::vector<char>& bytes) {
 
 StateDict state_dict(const torch::nn::Module& module) {
   StateDict found;
-  collect(module, "", found);
+  collect(
+      module, "",
+      [](const SparseLinearImpl& layer) { return ops::call_pattern_mark(layer.ccol_indices, layer.row_indices); },
+      found);
   return found;
 }
 
 void load_state_dict(torch::nn::Module& module, const StateDict& state, bool strict) {
   torch::NoGradGuard no_grad;
-  const StateDict own = state_dict(module);
+  StateDict own;
+  // What marks the layers now does not matter.
+  collect(module, "", [](const SparseLinearImpl&) { return at::empty({kMarks}, at::kDouble); }, own);
   if (strict) check_names(own, state);
   for (const auto& item : own) {
     if (const Tensor* given = state.find(item.key())) check_tensor(item.key(), item.value(), *given);
   }
-  std::vector<std::pair<std::string, SparseLinearImpl*>> layers;
-  find_layers(module, "", layers);
-  StateDict patterns;
-  for (const auto& [prefix, layer] : layers) {
+  const auto layers = find_layers(module);
+  for (const auto& [name, layer] : layers) {
+    const std::string prefix = name.empty() ? name : name + ".";
     const Tensor* ccol = state.find(prefix + "ccol_indices");
     const Tensor* row = state.find(prefix + "row_indices");
     const Tensor* mark = state.find(prefix + kMark);
@@ -116,20 +118,21 @@ void load_state_dict(torch::nn::Module& module, const StateDict& state, bool str
     try {
       layer->check_pattern(*ccol, *row);
     } catch (const c10::Error& error) {
-      TORCH_CHECK_VALUE(false, prefix.empty() ? "SparseLinear" : prefix.substr(0, prefix.size() - 1), ": ",
-                        error.what_without_backtrace());
+      TORCH_CHECK_VALUE(false, name.empty() ? "SparseLinear" : name, ": ", error.what_without_backtrace());
     }
-    TORCH_CHECK_VALUE(mark == nullptr || at::equal(mark->cpu().to(at::kDouble), mark_of(ccol->cpu(), row->cpu())),
-                      "state must hold ", prefix, kMark,
-                      " of its own pattern, got that of another: the tensors were "
-                      "averaged with, or taken from, states of different patterns");
+    TORCH_CHECK_VALUE(
+        mark == nullptr || at::equal(mark->cpu().to(at::kDouble), ops::call_pattern_mark(*ccol, *row).cpu()),
+        "state must hold ", prefix, kMark,
+        " of its own pattern, got that of another: the tensors were "
+        "averaged with, or taken from, states of different patterns");
   }
   for (const auto& item : own) {
     const Tensor* given = state.find(item.key());
     if (given != nullptr && !item.key().ends_with(kMark)) item.value().copy_(*given);
   }
-  for (const auto& [prefix, layer] : layers) {
-    if (state.contains(prefix + "row_indices")) layer->write_pattern(layer->ccol_indices, layer->row_indices);
+  for (const auto& [name, layer] : layers) {
+    if (state.contains(name.empty() ? "row_indices" : name + ".row_indices"))
+      layer->write_pattern(layer->ccol_indices, layer->row_indices);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string_view>
 #include <tuple>
 
@@ -21,6 +22,10 @@ inline bool has_kernel(const char* name, at::Device device) {
   const auto key = c10::computeDispatchKey(at::kFloat, at::kStrided, device);
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").hasKernelForDispatchKey(key);
 }
+
+// The device on which to call an op for tensors of `device`: that one, or the CPU where this build has no kernel for
+// it. Patterns and draws have the same bits on all of them.
+inline at::Device home_of(const char* name, at::Device device) { return has_kernel(name, device) ? device : at::kCPU; }
 
 inline at::Tensor call_sparse_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                                      const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
@@ -62,7 +67,8 @@ inline void call_check_pattern(const at::Tensor& compressed, const at::Tensor& i
 
 using Tensors3 = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 
-// Patterns below are known to be sound, and faults in values are raised at once.
+// Patterns below are known to be sound unless it is said otherwise, and faults in values are raised at once where no
+// status is given.
 
 inline Tensors3 call_transpose_pattern(const at::Tensor& compressed, const at::Tensor& indices, std::int64_t size) {
   using Signature = Tensors3(const at::Tensor&, const at::Tensor&, std::int64_t, bool);
@@ -75,18 +81,18 @@ inline at::Tensor call_pattern_mark(const at::Tensor& ccol_indices, const at::Te
   return op(ccol_indices, row_indices);
 }
 
-inline at::Tensor call_weakest(const at::Tensor& score, std::int64_t k) {
+inline at::Tensor call_weakest(const at::Tensor& score, std::int64_t k, const OptionalTensor& status = {}) {
   using Signature = at::Tensor(const at::Tensor&, std::int64_t, const OptionalTensor&);
   static const Op<Signature> op("dendnorm::weakest");
-  return op(score, k, std::nullopt);
+  return op(score, k, status);
 }
 
 inline Tensors3 call_excise(const at::Tensor& ccol_indices, const at::Tensor& row_indices, const at::Tensor& dropped,
-                            std::int64_t k) {
+                            std::int64_t k, bool sound = true, const OptionalTensor& status = {}) {
   using Signature =
       Tensors3(const at::Tensor&, const at::Tensor&, const at::Tensor&, std::int64_t, bool, const OptionalTensor&);
   static const Op<Signature> op("dendnorm::excise");
-  return op(ccol_indices, row_indices, dropped, k, true, std::nullopt);
+  return op(ccol_indices, row_indices, dropped, k, sound, status);
 }
 
 inline at::Tensor call_empty_positions(const at::Tensor& ccol_indices, const at::Tensor& row_indices, std::int64_t rows,
@@ -98,11 +104,12 @@ inline at::Tensor call_empty_positions(const at::Tensor& ccol_indices, const at:
 }
 
 inline Tensors3 call_replace_connections(const at::Tensor& ccol_indices, const at::Tensor& row_indices,
-                                         std::int64_t rows, const at::Tensor& dropped, const at::Tensor& keys) {
+                                         std::int64_t rows, const at::Tensor& dropped, const at::Tensor& keys,
+                                         bool sound = true, const OptionalTensor& status = {}) {
   using Signature = Tensors3(const at::Tensor&, const at::Tensor&, std::int64_t, const at::Tensor&, const at::Tensor&,
                              bool, const OptionalTensor&);
   static const Op<Signature> op("dendnorm::replace_connections");
-  return op(ccol_indices, row_indices, rows, dropped, keys, true, std::nullopt);
+  return op(ccol_indices, row_indices, rows, dropped, keys, sound, status);
 }
 
 inline at::Tensor call_counter_normal(std::int64_t n, std::int64_t seed, std::int64_t step, std::int64_t layer,
@@ -121,6 +128,56 @@ inline std::tuple<at::Tensor, at::Tensor> call_raw_values(const at::Tensor& effe
                                          bool, const OptionalTensor&, double, std::string_view);
   static const Op<Signature> op("dendnorm::raw_values");
   return op(effective, row_indices, rows, norm.a, norm.b, norm.p, variable, excitability, start, name);
+}
+
+inline at::Tensor call_spread(const at::Tensor& values) {
+  static const Op<decltype(call_spread)> op("dendnorm::spread");
+  return op(values);
+}
+
+inline Tensor2 call_pattern_of_keys(const at::Tensor& keys, std::int64_t rows, std::int64_t cols) {
+  static const Op<decltype(call_pattern_of_keys)> op("dendnorm::pattern_of_keys");
+  return op(keys, rows, cols);
+}
+
+inline void call_check_view(const at::Tensor& compressed, const at::Tensor& indices, std::int64_t segments,
+                            std::int64_t size, std::string_view compressed_name, std::string_view indices_name) {
+  static const Op<decltype(call_check_view)> op("dendnorm::check_view");
+  op(compressed, indices, segments, size, compressed_name, indices_name);
+}
+
+inline Tensors3 call_largest_connections(const at::Tensor& dense, std::optional<std::int64_t> nnz,
+                                         std::string_view name) {
+  static const Op<decltype(call_largest_connections)> op("dendnorm::largest_connections");
+  return op(dense, nnz, name);
+}
+
+inline Tensors3 call_connections_of_csr(const at::Tensor& crow_indices, const at::Tensor& col_indices,
+                                        const at::Tensor& values, const OptionalTensor& bias, std::int64_t rows,
+                                        std::int64_t cols) {
+  static const Op<decltype(call_connections_of_csr)> op("dendnorm::connections_of_csr");
+  return op(crow_indices, col_indices, values, bias, rows, cols);
+}
+
+using Tensors5 = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using Tensors8 =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+inline Tensors5 call_plan_excision(const at::Tensor& ccol_indices, const at::Tensor& row_indices,
+                                   const at::Tensor& importance, std::int64_t k) {
+  using Signature =
+      Tensors5(const at::Tensor&, const at::Tensor&, const at::Tensor&, std::int64_t, bool, const OptionalTensor&);
+  static const Op<Signature> op("dendnorm::plan_excision");
+  return op(ccol_indices, row_indices, importance, k, true, std::nullopt);
+}
+
+inline Tensors8 call_plan_rewiring(const at::Tensor& ccol_indices, const at::Tensor& row_indices, std::int64_t rows,
+                                   const at::Tensor& dropped, std::int64_t k, const at::Tensor& keys,
+                                   const at::Tensor& values, at::ScalarType dtype) {
+  using Signature = Tensors8(const at::Tensor&, const at::Tensor&, std::int64_t, const at::Tensor&, std::int64_t,
+                             const at::Tensor&, const at::Tensor&, at::ScalarType, bool, const OptionalTensor&);
+  static const Op<Signature> op("dendnorm::plan_rewiring");
+  return op(ccol_indices, row_indices, rows, dropped, k, keys, values, dtype, true, std::nullopt);
 }
 
 inline void call_carry_(at::Tensor values, const at::Tensor& source, const at::Tensor& fill) {

@@ -2,15 +2,18 @@
 #include "cpu/conv.h"
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
 #include <optional>
+#include <vector>
 
+#include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "ops/conv.h"
 #include "ops/layer_ops.h"
-#include "ops/on_cpu.h"
+#include "ops/layer_on_cpu.h"
 
 namespace dendnorm::ops {
 namespace {
@@ -37,7 +40,7 @@ cpu::ConvShape shape_of(const Tensor& input, const Pattern& pattern, const Windo
           pattern.row_indices.size(0)};
 }
 
-// What a call of the kernels needs besides its results, taken once.
+// What a call of the kernels needs besides its results.
 class Memory {
  public:
   cpu::Room room() {
@@ -45,9 +48,14 @@ class Memory {
   }
 
  private:
-  std::byte* take(std::size_t bytes) { return workspace_.emplace(bytes).data(); }
+  std::byte* take(std::size_t bytes) {
+    if (!workspace_.has_value()) return workspace_.emplace(bytes).data();
+    more_.push_back(at::empty({static_cast<std::int64_t>(bytes)}, at::TensorOptions().dtype(at::kByte)));
+    return static_cast<std::byte*>(more_.back().mutable_data_ptr());
+  }
 
   std::optional<Workspace> workspace_;
+  std::vector<Tensor> more_;
 };
 
 // The effective weights, or the values where they are the same.
@@ -75,12 +83,13 @@ Tensor sparse_conv2d(const Tensor& input, const Tensor& weight, const OptionalTe
     f.x = images_of(input);
     f.y = images_of(output);
     f.rows = rows_of(pattern);
+    f.columns = columns_of(pattern);
     f.weights = w.const_data_ptr<T>();
     f.bias = shift.defined() ? shift.const_data_ptr<T>() : nullptr;
     f.threads = threads();
     Memory memory;
     f.room = memory.room();
-    cpu::conv_forward(f);
+    cpu::conv_forward(f, cpu::kernels<T>());
   });
   return output;
 }
@@ -107,13 +116,14 @@ Tensor4 sparse_conv2d_backward(const Tensor& grad_output, const Tensor& input, c
     c.x = images_of(input);
     c.dx = images_of(gradients.input);
     c.rows = rows_of(pattern);
+    c.columns = columns_of(pattern);
     c.weights = w.const_data_ptr<T>();
     c.gradient = wants_values ? g.mutable_data_ptr<T>() : nullptr;
     c.bias_gradient = gradients.bias.defined() ? gradients.bias.mutable_data_ptr<T>() : nullptr;
     c.threads = threads();
     Memory memory;
     c.room = memory.room();
-    cpu::conv_backward(c);
+    cpu::conv_backward(c, cpu::kernels<T>());
     if (wants_values && scales(layer)) {
       raw_gradients(layer, g.const_data_ptr<T>(), gradients.weight, gradients.excitability);
     }

@@ -12,7 +12,7 @@
 #include "cpu/norm.h"
 #include "cpu/plan.h"
 #include "ops/layer_ops.h"
-#include "ops/on_cpu.h"
+#include "ops/layer_on_cpu.h"
 
 namespace dendnorm::ops {
 namespace {

@@ -27,8 +27,8 @@ TORCH_LIBRARY(dendnorm, m) {
   m.def("sparse_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? excitability, " PATTERN
         ", " NORM ", " WINDOW ", bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 
-  // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula; on the
-  // CPU. `excitability` holds e where it is given; `start` is what e has where no weight decides it.
+  // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula.
+  // `excitability` holds e where it is given; `start` is what e has where no weight decides it.
   m.def("raw_values(Tensor effective, Tensor row_indices, int rows, " NORM
         ", bool variable, Tensor? excitability, "
         "float start, str name) -> (Tensor, Tensor)");
@@ -40,6 +40,23 @@ TORCH_LIBRARY(dendnorm, m) {
       "Tensor)");
   // Float64 (8,): whole numbers that tell a pattern from others.
   m.def("pattern_mark(Tensor ccol_indices, Tensor row_indices) -> Tensor");
+
+  // Patterns and weights from what users have. What is wrong with that is a ValueError or a TypeError, in their words.
+  m.def(
+      "check_view(Tensor compressed, Tensor indices, int segments, int size, str compressed_name, str indices_name) -> "
+      "()");
+  // Both views of indices of int32 or int64: the given one, the other one, and its entries' places in the given one.
+  m.def(
+      "both_views(Tensor compressed, Tensor indices, int segments, int size, str compressed_name, str indices_name) -> "
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The column view from ascending keys col * rows + row, int64.
+  m.def("pattern_of_keys(Tensor keys, int rows, int cols) -> (Tensor, Tensor)");
+  // Column view and weights: of the nnz largest of a matrix by magnitude, of equals the later in column order, or of
+  // those that are not 0; of a CSR matrix.
+  m.def("largest_connections(Tensor dense, int? nnz, str name) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "connections_of_csr(Tensor crow_indices, Tensor col_indices, Tensor values, Tensor? bias, int rows, int cols) -> "
+      "(Tensor, Tensor, Tensor)");
 
   // Rewiring. What is wrong with values is raised where no `status` is given, for which a GPU must be waited for. With
   // one, an int64 tensor (4,) that begins with 2^63 - 1 (see core/status.h), it is written there and the results are of
@@ -55,6 +72,18 @@ TORCH_LIBRARY(dendnorm, m) {
   m.def(
       "replace_connections(Tensor ccol_indices, Tensor row_indices, int rows, Tensor dropped, Tensor keys, *, "
       "bool sound=False, Tensor(a!)? status=None) -> (Tensor, Tensor, Tensor)");
+  // The plan of one: the column view of what stays when the k least important go, which is asked where connections are
+  // to grow, and then all that is written. plan_excision: dropped, ccol_indices and row_indices of what stays, row and
+  // column of what goes. plan_rewiring: both new views, source, row and column of what comes.
+  m.def(
+      "plan_excision(Tensor ccol_indices, Tensor row_indices, Tensor importance, int k, *, bool sound=False, "
+      "Tensor(a!)? status=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "plan_rewiring(Tensor ccol_indices, Tensor row_indices, int rows, Tensor dropped, int k, Tensor keys, "
+      "Tensor values, *, ScalarType dtype, bool sound=False, Tensor(a!)? status=None) -> (Tensor, Tensor, Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The root mean square of values, to ten binary digits, so that every device finds the same: float64 (); 1 for none.
+  m.def("spread(Tensor values) -> Tensor");
   m.def("counter_normal(int n, int seed, int step, int layer, *, ScalarType dtype, Device device) -> Tensor");
   // Writers. Here `sound` says that source and fill came from replace_connections and fit each other.
   m.def("carry_(Tensor(a!) values, Tensor source, Tensor fill, *, bool sound=False, Tensor? status=None) -> ()");

@@ -1,26 +1,62 @@
-// What every file needs that hands tensors to csrc/cpu.
+// What every file needs that hands tensors to csrc/cpu: threads and memory.
 #pragma once
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
-#include <numeric>
-#include <vector>
 
-#include "cpu/norm.h"
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "cpu/parallel.h"
-#include "ops/layer.h"
-#include "ops/layer_ops.h"
+
+#ifndef INTRA_OP_PARALLEL
+#error "at::parallel_for would run on one thread only: compile this file with OpenMP, as PyTorch was"
+#endif
 
 namespace dendnorm::ops {
 
-// PyTorch's threads.
-cpu::Threads threads();
+// PyTorch's threads. They get the caller's rounding and flush-to-zero modes, or a result would depend on who computed
+// which part of it.
+inline void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
+#if defined(__x86_64__)
+  const unsigned mode = _mm_getcsr();
+  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) {
+    const unsigned own = _mm_getcsr();
+    if (own != mode) _mm_setcsr(mode);
+    body(context, begin, end);
+    if (own != mode) _mm_setcsr(own);
+  });
+#else
+  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) { body(context, begin, end); });
+#endif
+}
 
-// Asks for large pages where memory is new and large: ten thousand page faults fewer for 40 MB.
-void prefer_large_pages(void* memory, std::size_t bytes);
+inline cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
+
+// What the allocator may get anew from the system for every call, page by page.
+inline constexpr std::size_t kAnew = std::size_t{8} << 20;
+// What a thread keeps, at most.
+inline constexpr std::size_t kKept = std::size_t{64} << 20;
+
+// Asks for large pages where memory is new: ten thousand page faults fewer for 40 MB.
+inline void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
+  if (bytes > kAnew && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 inline void prefer_large_pages(const at::Tensor& result) {
   prefer_large_pages(result.mutable_data_ptr(), result.nbytes());
 }
@@ -29,7 +65,24 @@ inline void prefer_large_pages(const at::Tensor& result) {
 // blocks of this size back to the system after a step, and to get them again, page by page, for the next.
 class Workspace {
  public:
-  explicit Workspace(std::size_t bytes);
+  explicit Workspace(std::size_t bytes) {
+    if (bytes > kKept) {
+      own_ = allocate(bytes);
+      prefer_large_pages(own_.get(), bytes);
+      data_ = own_.get();
+      return;
+    }
+    thread_local Memory kept;
+    thread_local std::size_t size = 0;
+    if (size < bytes) {
+      size = 0;
+      kept.reset();
+      kept = allocate(bytes);
+      prefer_large_pages(kept.get(), bytes);
+      size = bytes;
+    }
+    data_ = kept.get();
+  }
   std::byte* data() const { return data_; }
 
  private:
@@ -44,36 +97,5 @@ class Workspace {
   Memory own_;
   std::byte* data_ = nullptr;
 };
-
-// Refuses views of different patterns.
-void check_same_pattern(const char* op, const Pattern& pattern);
-
-template <class T>
-cpu::Layer<T> threaded_layer(const at::Tensor& weight, const at::Tensor& excitability, const Pattern& pattern,
-                             const Norm& norm) {
-  auto layer = layer_of<cpu::Layer<T>, T>(weight, excitability, pattern, norm);
-  layer.threads = threads();
-  return layer;
-}
-
-// Sums per-row parts of dC/de to e's own shape.
-template <class T>
-void excitability_gradient(const std::vector<double>& parts, const at::Tensor& gradient) {
-  T* data = gradient.mutable_data_ptr<T>();
-  if (is_per_row(gradient)) {
-    for (std::size_t i = 0; i < parts.size(); ++i) data[i] = static_cast<T>(parts[i]);
-  } else {
-    data[0] = static_cast<T>(std::accumulate(parts.begin(), parts.end(), 0.0));
-  }
-}
-
-// dC/dv and dC/de, where they are defined, of dC/dw.
-template <class T>
-void raw_gradients(const cpu::Layer<T>& layer, const T* grad, const at::Tensor& dv, const at::Tensor& de) {
-  std::vector<double> parts(de.defined() ? layer.rows : 0);
-  cpu::norm_gradient(layer, grad, dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                     de.defined() ? parts.data() : nullptr);
-  if (de.defined()) excitability_gradient<T>(parts, de);
-}
 
 }  // namespace dendnorm::ops

@@ -45,11 +45,6 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_meta(const Tensor& compress
   return empty_transpose(compressed, indices, size);
 }
 
-Tensor empty_mark(const Tensor& ccol_indices, const Tensor& row_indices) {
-  check_pattern_tensors("pattern_mark", ccol_indices, row_indices, 0, "size", {});
-  return at::empty({kMarks}, ccol_indices.options().dtype(at::kDouble));
-}
-
 // A pattern need not be sound to have one.
 Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
   Tensor marks = empty_mark(ccol_indices, row_indices);
@@ -57,6 +52,11 @@ Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
   pattern_mark(ccol.const_data_ptr<std::int32_t>(), ccol.numel(), row.const_data_ptr<std::int32_t>(), row.numel(),
                marks.mutable_data_ptr<double>());
   return marks;
+}
+
+// Where there is no kernel of its own, by the CPU.
+Tensor pattern_mark_elsewhere(const Tensor& ccol_indices, const Tensor& row_indices) {
+  return pattern_mark_cpu(ccol_indices.cpu(), row_indices.cpu()).to(ccol_indices.device());
 }
 
 }  // namespace
@@ -76,6 +76,11 @@ void check_pattern_tensors(const char* op, const Tensor& compressed, const Tenso
               kMaxIndex, " entries, got ", compressed.sym_size(0));
   TORCH_CHECK(indices.sym_size(0) <= kMaxIndex, "dendnorm::", op, ": ", names.indices, " must have at most ", kMaxIndex,
               " entries, got ", indices.sym_size(0));
+}
+
+Tensor empty_mark(const Tensor& ccol_indices, const Tensor& row_indices) {
+  check_pattern_tensors("pattern_mark", ccol_indices, row_indices, 0, "size", {});
+  return at::empty({kMarks}, ccol_indices.options().dtype(at::kDouble));
 }
 
 std::tuple<Tensor, Tensor, Tensor> empty_transpose(const Tensor& compressed, const Tensor& indices, std::int64_t size) {
@@ -115,6 +120,8 @@ TORCH_LIBRARY_IMPL(dendnorm, CPU, m) {
   m.impl("transpose_pattern", transpose_pattern_cpu);
   m.impl("pattern_mark", pattern_mark_cpu);
 }
+
+TORCH_LIBRARY_IMPL(dendnorm, CompositeExplicitAutograd, m) { m.impl("pattern_mark", pattern_mark_elsewhere); }
 
 TORCH_LIBRARY_IMPL(dendnorm, Meta, m) {
   m.impl("check_pattern", check_pattern_meta);

@@ -22,6 +22,9 @@ void check_pattern_tensors(const char* op, const at::Tensor& compressed, const a
 std::tuple<at::Tensor, at::Tensor, at::Tensor> empty_transpose(const at::Tensor& compressed, const at::Tensor& indices,
                                                                std::int64_t size);
 
+// What pattern_mark accepts, and its uninitialised result.
+at::Tensor empty_mark(const at::Tensor& ccol_indices, const at::Tensor& row_indices);
+
 // And what they hold; contiguous CPU tensors.
 void check_pattern_content(const char* op, const at::Tensor& compressed, const at::Tensor& indices, std::int64_t size,
                            PatternNames names);

@@ -40,6 +40,17 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_op(const Tensor& compressed
   return result;
 }
 
+Tensor pattern_mark_op(const Tensor& ccol_indices, const Tensor& row_indices) {
+  Tensor marks = empty_mark(ccol_indices, row_indices);
+  const c10::cuda::CUDAGuard guard(ccol_indices.device());
+  const Tensor ccol = ccol_indices.contiguous(), row = row_indices.contiguous();
+  const Tensor sum = at::empty({1}, ccol.options().dtype(at::kLong));
+  check_launch(cuda::pattern_mark(ccol.const_data_ptr<std::int32_t>(), ccol.numel(), row.const_data_ptr<std::int32_t>(),
+                                  row.numel(), static_cast<unsigned long long*>(sum.mutable_data_ptr()),
+                                  marks.mutable_data_ptr<double>(), current_stream()));
+  return marks;
+}
+
 }  // namespace
 
 void check_pattern_content_cuda(const char* op, const Tensor& compressed, const Tensor& indices, std::int64_t size,
@@ -59,6 +70,7 @@ void check_pattern_content_cuda(const char* op, const Tensor& compressed, const 
 TORCH_LIBRARY_IMPL(dendnorm, CUDA, m) {
   m.impl("check_pattern", check_pattern_op);
   m.impl("transpose_pattern", transpose_pattern_op);
+  m.impl("pattern_mark", pattern_mark_op);
 }
 
 }  // namespace dendnorm::ops

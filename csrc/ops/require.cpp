@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <sstream>
 
 namespace dendnorm::ops {
 namespace {
@@ -20,6 +21,12 @@ std::string listed(std::initializer_list<at::ScalarType> types) {
 }  // namespace
 
 std::string dtype_name(at::ScalarType type) { return std::string(c10::getDtypeNames(type).first); }
+
+std::string shape_text(const at::Tensor& tensor) {
+  std::ostringstream text;
+  for (const c10::SymInt& size : tensor.sym_sizes()) text << (text.tellp() > 0 ? ", " : "(") << size;
+  return tensor.dim() == 0 ? "()" : text.str() + (tensor.dim() == 1 ? ",)" : ")");
+}
 
 void require_dtype(const char* op, std::string_view name, const at::Tensor& tensor,
                    std::initializer_list<at::ScalarType> expected, std::string_view where) {

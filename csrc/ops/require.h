@@ -23,6 +23,9 @@ inline bool is_16_bit(at::ScalarType type) { return type == at::kBFloat16 || typ
 // As Python names it: "float32".
 std::string dtype_name(at::ScalarType type);
 
+// And a shape: "(3,)".
+std::string shape_text(const at::Tensor& tensor);
+
 // One of some dtypes; `where` says when it is these.
 void require_dtype(const char* op, std::string_view name, const at::Tensor& tensor,
                    std::initializer_list<at::ScalarType> expected, std::string_view where = {});

@@ -137,6 +137,9 @@ void raise_fault(const Status& status) {
                   "connection ",
                   first, " (row ", first % second, ", column ", first / second, ") at position ", position);
     case Fault::kOtherPattern: TORCH_CHECK(false, "layers that share its weight must have its pattern, got another");
+    case Fault::kValue:
+      TORCH_CHECK(false, "values of new connections must be finite, got nan or infinite values, the first at position ",
+                  position);
   }
   TORCH_CHECK(false, "dendnorm::raise_fault: status must begin with ", kClear, " or the code of a fault, got ",
               status.code);

@@ -11,6 +11,16 @@ import sys as _sys
 from pathlib import Path as _Path
 from typing import Any as _Any
 
+import torch as _torch
+
+try:
+    from . import _C  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"dendnorm: the compiled module dendnorm._C could not be loaded ({error}). Build it against the installed torch"
+        f" ({_torch.__version__}) with `pip install --no-build-isolation .` in a checkout of dendnorm."
+    ) from error
+
 from . import analysis, checkpoint
 from . import ops as _ops  # noqa: F401  registers the rules of vmap and of the FLOP counter
 from ._moved import register as _register

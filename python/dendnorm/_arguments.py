@@ -7,6 +7,8 @@ import numbers
 
 import torch
 
+from . import _C
+
 __all__ = ["INT32_MAX", "SEED_END", "connections", "features", "real", "seed_of", "value_dtype", "whole"]
 
 INT32_MAX = 2**31 - 1
@@ -55,24 +57,13 @@ def connections(density: object, nnz: object, positions: int) -> int:
     Raises:
         TypeError, ValueError: both or neither is given, or one out of range; density must be in (0, 1].
     """
-    if (density is None) == (nnz is None):
-        given = "neither" if density is None else f"density={density!r} and nnz={nnz!r}"
-        raise ValueError(f"exactly one of density and nnz must be given, got {given}")
-    if nnz is None:
-        if isinstance(density, bool) or not isinstance(density, numbers.Real):
-            raise TypeError(f"density must be a number, got {density!r}")
-        if not 0 < float(density) <= 1:
-            raise ValueError(f"density must be in (0, 1], got {density}")
-        count = round(float(density) * positions)
-    else:
-        if isinstance(nnz, bool) or not isinstance(nnz, numbers.Integral):
-            raise TypeError(f"nnz must be an int, got {nnz!r}")
-        count = int(nnz)
-    if not 0 <= count <= positions:
-        raise ValueError(f"nnz must be in [0, in_features * out_features] = [0, {positions}], got {count}")
-    if count > INT32_MAX:
-        raise ValueError(f"nnz must be below 2^31, got {count}")
-    return count
+    if density is not None and (isinstance(density, bool) or not isinstance(density, numbers.Real)):
+        raise TypeError(f"density must be a number, got {density!r}")
+    if nnz is not None and (isinstance(nnz, bool) or not isinstance(nnz, numbers.Integral)):
+        raise TypeError(f"nnz must be an int, got {nnz!r}")
+    share = None if density is None else float(density)
+    count = None if nnz is None else min(max(int(nnz), -SEED_END), SEED_END - 1)  # of 64 bits
+    return _C.connections(share, count, positions)
 
 
 def value_dtype(dtype: object) -> torch.dtype:

@@ -486,11 +486,11 @@ class DrawsOtherwise : public dendnorm::SET {
 TEST(SET, ValuesThatAVariantDrawsAreCheckedBeforeAnythingIsWritten) {
   const std::vector<std::pair<std::function<Tensor(const Tensor&)>, std::vector<std::string>>> draws{
       {[](const Tensor&) { return Tensor(); }, {"(12,)", "none"}},
-      {[](const Tensor& values) { return values.slice(0, 1); }, {"(12,)", "[11]"}},
-      {[](const Tensor& values) { return values.unsqueeze(1); }, {"(12,)", "[12, 1]"}},
-      {[](const Tensor& values) { return values.to(torch::kDouble); }, {"dtype Float", "Double"}},
+      {[](const Tensor& values) { return values.slice(0, 1); }, {"(12,)", "(11,)"}},
+      {[](const Tensor& values) { return values.unsqueeze(1); }, {"(12,)", "(12, 1)"}},
+      {[](const Tensor& values) { return values.to(torch::kDouble); }, {"float32 tensor", "float64"}},
       {[](const Tensor& values) { return values.to_sparse(); }, {"dense", "Sparse"}},
-      {[](const Tensor& values) { return values.to(torch::kMeta); }, {"memory", "meta"}},
+      {[](const Tensor& values) { return values.to(torch::kMeta); }, {"on cpu", "meta"}},
       {[](const Tensor& values) { return values.index_fill(0, torch::tensor({3}), std::nan("")); }, {"finite", "nan"}},
       {[](const Tensor& values) { return values.index_fill(0, torch::tensor({3}), INFINITY); }, {"finite", "infinite"}},
   };

@@ -178,7 +178,7 @@ TEST(PatternMark, ChangesWithEveryEntryAndIsBytes) {
   EXPECT_NE(mark_of({0, 2, 1}, {0, 2, 3}), mark);
   // splitmix64's own sequence: its state counts up by the constant that multiplies here.
   const Indices zero{0};
-  EXPECT_EQ(mixed_sum(zero.data(), 1, 1), 0xE220A8397B1DCDAFULL);
+  EXPECT_EQ(mark_of_entry(zero.data(), 1, nullptr, 0), 0xE220A8397B1DCDAFULL);
 }
 
 }  // namespace

@@ -237,6 +237,14 @@ void check_transpose(const Layer& layer) {
   ASSERT_EQ(crow.read(), want_crow);
   ASSERT_EQ(col.read(), want_col);
   ASSERT_EQ(perm.read(), want_perm);
+
+  const Memory<double> marks(kMarks);
+  const Memory<unsigned long long> sum(1);
+  EXPECT_RUN(
+      cuda::pattern_mark(from.ccol.data(), layer.cols + 1, from.row.data(), nnz, sum.data(), marks.data(), nullptr));
+  std::vector<double> want_marks(kMarks);
+  pattern_mark(layer.ccol.data(), layer.cols + 1, layer.row.data(), nnz, want_marks.data());
+  ASSERT_EQ(marks.read(), want_marks);
 }
 
 template <class T>

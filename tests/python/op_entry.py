@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,8 +61,10 @@ class Wrong:
     """A call that is refused: what a sample is changed by, and what the message then holds."""
 
     change: Callable[[Sample], Sample]
-    message: tuple[str, ...]  # in this order, behind the name of the op
+    message: tuple[str, ...]  # in this order, behind the prefix
     values: bool = False  # whether only values show the mistake, which meta tensors do not have
+    prefix: str | None = None  # None: the name of the op
+    error: type[Exception] = RuntimeError
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,6 @@ class Op:
     strided: tuple[str, ...] = ()  # arguments that may have any strides
     vmap: tuple[tuple[str, ...], ...] = ()  # groups of arguments that are batched together
     writes: str | None = None  # the argument that it writes to
-    traced: bool = True  # whether there is a kernel for meta tensors
     thorough: tuple[str, ...] = ()  # norms for derivatives and opcheck, which take long; as `norms`, unless given
 
     @property
@@ -95,6 +97,11 @@ def arguments_of(op: str) -> list[str]:
 def put(name: str, make: Callable[[torch.Tensor], Any]) -> Callable[[Sample], Sample]:
     """Another value of an argument, made from the one that was there."""
     return lambda sample: sample | {name: make(sample[name])}
+
+
+def told(wrong: dict[str, Wrong], prefix: str = "", error: type[Exception] = RuntimeError) -> dict[str, Wrong]:
+    """The same mistakes where they are told in the words of another op, or in a user's and as another error."""
+    return {name: dataclasses.replace(each, prefix=prefix, error=error) for name, each in wrong.items()}
 
 
 def elsewhere(name: str) -> Wrong:

@@ -154,6 +154,37 @@ def pattern_mark(ccol_indices, row_indices) -> Expected:
     return (torch.tensor([mark >> 8 * byte & 0xFF for byte in range(8)], dtype=torch.float64),)
 
 
+# Patterns and weights from what users have
+
+
+def check_view(compressed, indices, segments, size, compressed_name, indices_name) -> Expected:
+    return ()
+
+
+def both_views(compressed, indices, segments, size, compressed_name, indices_name) -> Expected:
+    return compressed.int(), indices.int(), *transpose_pattern(compressed, indices, size)
+
+
+def pattern_of_keys(keys, rows, cols) -> Expected:
+    return _from_keys(keys.tolist(), rows, cols)
+
+
+def largest_connections(dense, nnz, name) -> Expected:
+    """By magnitude; of equals the later in column order."""
+    by_column = dense.double().numpy().T.reshape(-1)
+    order = np.argsort(np.abs(by_column), kind="stable")
+    kept = np.sort(order[len(order) - nnz :] if nnz is not None else order[np.abs(by_column[order]) > 0])
+    return *_from_keys(kept.tolist(), *dense.shape), torch.from_numpy(by_column[kept]).to(dense.dtype)
+
+
+def connections_of_csr(crow_indices, col_indices, values, bias, rows, cols) -> Expected:
+    dense = np.full((rows, cols), np.nan)
+    dense[np.repeat(np.arange(rows), np.diff(crow_indices.numpy())), col_indices.numpy()] = values.numpy()
+    by_column = dense.T.reshape(-1)
+    keys = np.flatnonzero(~np.isnan(by_column))
+    return *_from_keys(keys.tolist(), rows, cols), torch.from_numpy(by_column[keys]).to(values.dtype)
+
+
 # Rewiring
 
 
@@ -187,6 +218,40 @@ def replace_connections(ccol_indices, row_indices, rows, dropped, keys, sound=Fa
     source |= dict.fromkeys(keys.tolist(), -1)
     after = sorted(source)
     return (*_from_keys(after, rows, len(ccol_indices) - 1), _int32([source[key] for key in after]))
+
+
+def _ends(keys: list[int], rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row and column."""
+    return torch.tensor([key % rows for key in keys], dtype=torch.int64), torch.tensor(
+        [key // rows for key in keys], dtype=torch.int64
+    )
+
+
+def plan_excision(ccol_indices, row_indices, importance, k, sound=False, status=None) -> Expected:
+    (dropped,) = weakest(importance, k)
+    if dropped is None:
+        return (None,) * 5
+    ccol_left, row_left, removed = excise(ccol_indices, row_indices, dropped, k)
+    rows = int(row_indices.max()) + 1 if len(row_indices) else 1
+    keys = _keys(ccol_indices, row_indices, rows)
+    return dropped, ccol_left, row_left, *_ends([keys[position] for position in removed.tolist()], rows)
+
+
+def plan_rewiring(
+    ccol_indices, row_indices, rows, dropped, k, keys, values, dtype, sound=False, status=None
+) -> Expected:
+    if not torch.isfinite(values).all():
+        return (None,) * 8
+    ccol, row, source = replace_connections(ccol_indices, row_indices, rows, dropped, keys)
+    return ccol, row, *transpose_pattern(ccol, row, rows), source, *_ends(keys.tolist(), rows)
+
+
+def spread(values) -> Expected:
+    """The root mean square with ten binary digits."""
+    if not len(values):
+        return (torch.tensor(1.0, dtype=torch.float64),)
+    digits, exponent = math.frexp(math.sqrt(math.fsum(value * value for value in values.tolist()) / len(values)))
+    return (torch.tensor(math.ldexp(round(digits * 1024) / 1024, exponent), dtype=torch.float64),)
 
 
 def counter_normal(n, seed, step, layer, dtype, device) -> Expected:

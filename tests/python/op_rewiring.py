@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import op_references as references
 import torch
-from op_entry import FLOATS, SMALL, Op, Sample, Shape, Wrong, elsewhere, longer, number, put
+from op_entry import FLOATS, HALVES, SMALL, Op, Sample, Shape, Wrong, elsewhere, longer, number, put, told
 
 CLEAR = references.CLEAR
 
@@ -55,6 +55,45 @@ def pattern_mark(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
             for sample in check_pattern(norm, dtype, shape)]  # fmt: skip
 
 
+NAMES = {"compressed_name": "compressed", "indices_name": "indices"}
+
+
+def check_view(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    pattern = shape.pattern()
+    columns = {"compressed": pattern.ccol_indices, "indices": pattern.row_indices}
+    rows = {"compressed": pattern.crow_indices, "indices": pattern.col_indices}
+    return [columns | {"segments": shape.cols, "size": shape.rows} | NAMES,
+            rows | {"segments": shape.rows, "size": shape.cols} | NAMES]  # fmt: skip
+
+
+def both_views(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    samples = check_view(norm, dtype, shape)
+    return samples + [sample | {name: sample[name].long() for name in ("compressed", "indices")} for sample in samples]
+
+
+def pattern_of_keys(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    row, col = shape.pattern().rows_cols
+    keys = torch.from_numpy(np.sort(col * shape.rows + row))
+    return [{"keys": keys, "rows": shape.rows, "cols": shape.cols}, {"keys": keys[:0], "rows": 0, "cols": 0}]
+
+
+def largest_connections(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    size = (shape.rows, shape.cols)
+    # Many of equal magnitude, and zeros.
+    dense = torch.tensor(np.random.default_rng(0).integers(-4, 5, size) / 4, dtype=dtype)
+    counts = (dense.numel() // 3, 0, 1, dense.numel())
+    return [{"dense": dense, "nnz": nnz, "name": "linear.weight"} for nnz in counts]
+
+
+def connections_of_csr(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    pattern, rng = shape.pattern(), np.random.default_rng(0)
+    values, bias = (torch.tensor(rng.standard_normal(n), dtype=dtype) for n in (pattern.nnz, shape.rows))
+    sample = {"crow_indices": pattern.crow_indices, "col_indices": pattern.col_indices, "values": values}
+    sizes = {"rows": shape.rows, "cols": shape.cols}
+    wide = {name: sample[name].long() for name in ("crow_indices", "col_indices")}
+    return [sample | sizes | {"bias": bias}, sample | wide | sizes | {"bias": None}]
+
+
 def weakest(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
     rng = np.random.default_rng(0)
     nnz = shape.pattern().nnz
@@ -92,6 +131,28 @@ def replace_connections(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sam
     keys = np.sort(np.random.default_rng(2).choice(np.flatnonzero(~kept), int(dropped.sum()), replace=False))
     sample = columns_of(shape) | {"rows": shape.rows, "dropped": dropped, "keys": torch.from_numpy(keys)}
     return looked_at_or_not(at_once_and_later([sample]))
+
+
+def plan_excision(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    def renamed(sample: Sample) -> Sample:
+        return {"importance" if name == "score" else name: value for name, value in sample.items()}
+
+    return [columns_of(shape) | renamed(sample) | {"sound": sound}
+            for sample in weakest(norm, dtype, shape) for sound in (False, True)]  # fmt: skip
+
+
+def plan_rewiring(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    samples = replace_connections(norm, dtype, shape)
+    k = len(samples[0]["keys"])
+    values = torch.tensor(np.random.default_rng(3).standard_normal(k), dtype=dtype)
+    faulty = {"values": torch.cat([values[1:], values[:1] / 0]), "status": clear()}
+    samples = [sample | {"k": k, "values": values, "dtype": dtype} for sample in samples]
+    return [*samples, samples[0] | faulty] if k else samples
+
+
+def spread(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    values = np.random.default_rng(0).standard_normal(shape.pattern().nnz)
+    return [{"values": torch.tensor(scale * values, dtype=dtype)} for scale in (1, 1e-12, 3e4, 0)]
 
 
 def counter_normal(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
@@ -197,7 +258,100 @@ K = {
     "k too large": Wrong(lambda s: s | {"k": 21}, ("k must be in [0, ", "got 21")),
 }
 
+VIEW = {
+    **told(of_pattern("compressed", "indices", "size"), error=ValueError),
+    "compressed empty": Wrong(
+        put("compressed", lambda t: t[:0]),
+        ("compressed must have 5 + 1 = 6 entries, got 0",),
+        prefix="",
+        error=ValueError,
+    ),
+    "too few segments": Wrong(
+        lambda s: s | {"segments": 4}, ("compressed must have 4 + 1 = 5 entries, got 6",), prefix="", error=ValueError
+    ),
+}
+INDICES = {
+    f"{name} of float32": Wrong(
+        put(name, torch.Tensor.float),
+        (f"{name} must be of dtype int32 or int64, got float32",),
+        prefix="",
+        error=TypeError,
+    )
+    for name in ("compressed", "indices")
+} | {
+    "indices beyond int32": Wrong(
+        put("indices", lambda t: t.long() + 2**32), ("indices must be in [0, 2^31), got",), True, "", ValueError
+    )
+}
+KEYS = {
+    "keys of int32": Wrong(put("keys", torch.Tensor.int), ("keys must have dtype int64, got int32",)),
+    "keys a matrix": Wrong(put("keys", lambda t: t[None]), ("keys must be one-dimensional",)),
+}
+
+
+def csr_values(name: str, size: int) -> dict[str, Wrong]:
+    return {
+        f"{name} of int64": Wrong(
+            put(name, torch.Tensor.long), (f"{name} must be of dtype float32 or float64, got int64",), error=TypeError
+        ),
+        f"{name} too long": Wrong(put(name, longer), (f"{name} must have shape ({size},), got",), error=ValueError),
+        f"{name} elsewhere": dataclasses.replace(elsewhere(name), error=ValueError),
+        f"{name} nan": Wrong(
+            put(name, lambda t: t * torch.nan), (f"{name} must be finite, got nan",), True, None, ValueError
+        ),
+    }
+
+
 OPS: dict[str, Op] = {
+    "check_view": Op(
+        samples=check_view, reference=references.check_view, errors=VIEW, strided=("compressed", "indices")
+    ),
+    "both_views": Op(
+        samples=both_views,
+        reference=references.both_views,
+        errors={name: wrong for name, wrong in VIEW.items() if "of int64" not in name and "matrix" not in name}
+        | INDICES,
+        strided=("compressed", "indices"),
+    ),
+    "pattern_of_keys": Op(
+        samples=pattern_of_keys,
+        reference=references.pattern_of_keys,
+        errors=KEYS | {name: number(name.split()[0], -1, "in [0, ") for name in ("rows negative", "cols negative")},
+        strided=("keys",),
+    ),
+    "largest_connections": Op(
+        samples=largest_connections,
+        reference=references.largest_connections,
+        errors={
+            "dense a vector": Wrong(put("dense", torch.Tensor.flatten), ("dense must have two dimensions, got shape",)),
+            "dense integers": Wrong(put("dense", torch.Tensor.long), ("dense must have a floating dtype, got int64",)),
+            "nnz negative": number("nnz", -1, "in [0, number of entries of dense] = [0, 20]"),
+            "nnz too large": number("nnz", 21, "in [0, number of entries of dense] = [0, 20]"),
+            "dense nan": Wrong(
+                put("dense", lambda t: t / 0), ("linear.weight must be finite, got nan",), True, "", ValueError
+            ),
+        },
+        dtypes=(*FLOATS, *HALVES),
+        strided=("dense",),
+    ),
+    "connections_of_csr": Op(
+        samples=connections_of_csr,
+        reference=references.connections_of_csr,
+        errors=told(csr_values("values", SMALL.pattern().nnz), error=ValueError)
+        | told(csr_values("bias", SMALL.rows), error=ValueError)
+        | told(
+            {
+                name: wrong
+                for argument in ("values", "bias")
+                for name, wrong in csr_values(argument, 0).items()
+                if name.endswith("of int64")
+            }
+            | {"bias of float32": Wrong(put("bias", torch.Tensor.float), ("bias must be of values' dtype float64",))},
+            error=TypeError,
+        ),
+        dtypes=FLOATS,
+        strided=("crow_indices", "col_indices", "values", "bias"),
+    ),
     "check_pattern": Op(
         samples=check_pattern,
         reference=references.check_pattern,
@@ -270,6 +424,48 @@ OPS: dict[str, Op] = {
         },
         strided=("ccol_indices", "row_indices", "dropped", "keys"),
     ),
+    "plan_excision": Op(
+        samples=plan_excision,
+        reference=references.plan_excision,
+        errors=told(of_pattern("ccol_indices", "row_indices", ""), "dendnorm::excise: ")
+        | told(STATUS | K, "dendnorm::weakest: ")
+        | told(
+            {"importance integers": Wrong(put("importance", torch.Tensor.long), ("score must have dtype float32",))},
+            "dendnorm::weakest: ",
+        ),
+        dtypes=FLOATS,
+        strided=("ccol_indices", "row_indices", "importance"),
+    ),
+    "plan_rewiring": Op(
+        samples=plan_rewiring,
+        reference=references.plan_rewiring,
+        errors=told(COLUMNS | DROPPED | STATUS | KEYS, "dendnorm::replace_connections: ")
+        | told(
+            {
+                "values too many": Wrong(
+                    put("values", longer), ("values of new connections must be a", "tensor of shape")
+                ),
+                "values a matrix": Wrong(put("values", lambda t: t[None]), ("values of new connections must be a",)),
+                "values of 16 bits": Wrong(put("values", torch.Tensor.half), ("values of new", "got float16 of shape")),
+                "values elsewhere": Wrong(
+                    put("values", lambda t: t.to("meta")), ("values of new connections must be on cpu",)
+                ),
+            },
+            error=ValueError,
+        )
+        | told(
+            {
+                "values infinite": Wrong(
+                    put("values", lambda t: torch.cat([t[:1], t[1:] / 0])),
+                    ("values of new connections must be finite, got nan or infinite values, the first at position 1",),
+                    values=True,
+                )
+            }
+        ),
+        dtypes=FLOATS,
+        strided=("ccol_indices", "row_indices", "dropped", "keys", "values"),
+    ),
+    "spread": Op(samples=spread, reference=references.spread, errors={}, dtypes=FLOATS, strided=("values",)),
     "counter_normal": Op(
         samples=counter_normal,
         reference=references.counter_normal,

@@ -201,7 +201,10 @@ OPS: dict[str, Op] = {
             "effective a matrix": Wrong(put("effective", lambda w: w[None]), ("effective must be one-dimensional",)),
             "row_indices of int64": Wrong(put("row_indices", torch.Tensor.long), ("row_indices must", "int32")),
             "row_indices too long": Wrong(put("row_indices", longer), ("row_indices must have", "shape", "got")),
-            "row_indices out of range": Wrong(put("row_indices", lambda t: t + 4), ("row_indices must be in [0, 4)",)),
+            "row_indices elsewhere": elsewhere("row_indices"),
+            "row_indices out of range": Wrong(
+                put("row_indices", lambda t: t + 4), ("row_indices must be in [0, 4)",), values=True
+            ),
             "rows 0": Wrong(lambda sample: sample | {"rows": 0}, ("rows must be at least 1, got 0",)),
             "excitability too many": Wrong(
                 lambda sample: sample | {"excitability": torch.ones(5, dtype=torch.float64)},
@@ -210,7 +213,6 @@ OPS: dict[str, Op] = {
         },
         norms=tuple(sorted(FAMILY)),
         dtypes=(torch.float64,),
-        traced=False,
     ),
     **op_rewiring.OPS,
 }

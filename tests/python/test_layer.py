@@ -356,18 +356,51 @@ def test_info_tells_versions_build_and_devices():
         assert word in report
 
 
-def test_the_mark_of_a_pattern_is_the_same_by_the_op_and_by_torch():
-    from dendnorm.nn.pattern import _mark_by_torch, mark_of
+def mark_by_the_definition(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> list[float]:
+    """The bytes of the sum of splitmix64 over (position, value), with Python's integers."""
+    total, modulus = 0, 2**64
+    for salt, values in enumerate((ccol_indices, row_indices), start=1):
+        for position, value in enumerate(values.tolist()):
+            z = ((position << 32 | value % modulus) + salt) * 0x9E3779B97F4A7C15 % modulus
+            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % modulus
+            z = (z ^ z >> 27) * 0x94D049BB133111EB % modulus
+            total += z ^ z >> 31
+    return list(map(float, (total % modulus).to_bytes(8, "little")))
+
+
+def test_the_mark_of_a_pattern():
+    mark_of = torch.ops.dendnorm.pattern_mark
+    # The kernel of devices that have none goes by the CPU.
+    elsewhere = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
 
     for nnz in (0, 1, 100, 7 * 33):
         layer = SparseLinear(33, 7, nnz=nnz, norm="l0", seed=nnz)
         saved = layer.ccol_indices, layer.row_indices
-        mark = torch.ops.dendnorm.pattern_mark(*saved)
+        mark = mark_of(*saved)
         assert mark.dtype == torch.float64
-        assert torch.equal(mark, _mark_by_torch(*saved))
-        assert torch.equal(mark, mark_of(*saved))
+        assert mark.tolist() == mark_by_the_definition(*saved)
+        assert torch.equal(mark, mark_of.default.redispatch(elsewhere, *saved))
         assert torch.equal(mark, layer.pattern_mark)
     odd = torch.tensor([-1, 2**31 - 1, -(2**31), 5], dtype=torch.int32)
     strided = torch.stack([odd, odd], 1)[:, 0]
-    assert torch.equal(torch.ops.dendnorm.pattern_mark(odd, strided), _mark_by_torch(odd, odd))
-    assert torch.ops.dendnorm.pattern_mark(odd.to("meta"), odd.to("meta")).shape == (8,)
+    assert mark_of(odd, strided).tolist() == mark_by_the_definition(odd, odd)
+    assert mark_of(odd.to("meta"), odd.to("meta")).shape == (8,)
+
+
+def test_without_a_count_the_largest_connections_are_those_that_are_not_zero():
+    dense = torch.tensor([[0.0, -0.0, 1e-45], [-2.0, 0.0, 0.0]])
+    ccol, row, weights = torch.ops.dendnorm.largest_connections(dense, None, "linear.weight")
+    assert (ccol.tolist(), row.tolist(), weights.tolist()) == ([0, 1, 1, 2], [1, 0], [-2.0, dense[0, 2].item()])
+    with pytest.raises(RuntimeError, match="nnz must be given for tensors without values, got none"):
+        torch.ops.dendnorm.largest_connections(dense.to("meta"), None, "linear.weight")
+
+
+def test_a_state_dict_is_loaded_with_one_look_at_its_mark(monkeypatch):
+    from dendnorm.ops import library
+
+    layer, other = SparseLinear(33, 7, nnz=40, seed=0), SparseLinear(33, 7, nnz=40, seed=1)
+    state, calls, mark_of = other.state_dict(), [], library.pattern_mark
+    monkeypatch.setattr(library, "pattern_mark", lambda *saved: calls.append(saved) or mark_of(*saved))
+    layer.load_state_dict(state)
+    assert len(calls) == 1
+    assert torch.equal(layer.pattern_mark, state["pattern_mark"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from layout import ENTRANCES, PACKAGE, imports, levels, modules, room
 
 ROOT = Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
@@ -28,7 +28,6 @@ ROOMS = {
 # The rooms of the Python library, each with those that its modules may import from; what lies at the top of the package
 # (the checks of arguments, optional packages) is below them all. `lab`, where the experiments are, may import anything,
 # and nothing imports it but the command's entrance.
-PACKAGE = ROOT / "python" / "dendnorm"
 PYTHON_ROOMS: dict[str, set[str]] = {
     "ops": set(),
     "nn": {"ops"},
@@ -39,7 +38,6 @@ PYTHON_ROOMS: dict[str, set[str]] = {
     "integrations": {"ops", "nn", "rewiring", "models", "checkpoint"},
 }
 TOP = {"__init__", "__main__", "_arguments", "_extras", "_moved", "info"}
-ENTRANCES = {"__init__", "__main__", "_moved", "info"}  # above all rooms, and imported by none
 LEVELS = 7
 
 
@@ -85,34 +83,6 @@ def test_every_source_lies_in_a_room():
         assert any(name == room or name.startswith(room + "/") for room in known), name
 
 
-def modules() -> dict[str, Path]:
-    """The package's modules by their names within it; a folder's own is that of its ``__init__``."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports(name: str, path: Path, every: bool = True) -> set[str]:
-    """The package's modules that a module imports, within functions and for type checking too unless not `every`."""
-    known, found = modules(), set()
-    folder = list(path.relative_to(PACKAGE).parent.parts)
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree) if every else ast.iter_child_nodes(tree):
-        if not isinstance(node, ast.ImportFrom) or node.level == 0:
-            continue
-        base = folder[: len(folder) - node.level + 1] + (node.module.split(".") if node.module else [])
-        for alias in node.names:
-            whole = ".".join([*base, alias.name])
-            found |= {whole} if whole in known else {".".join(base)} & known.keys()
-    return found - {name}
-
-
-def room(name: str) -> str:
-    return name.split(".")[0]
-
-
 def test_the_reader_of_imports_reads():
     assert imports("nn.linear", modules()["nn.linear"]) >= {"ops.library", "nn.pattern", "nn.norms", "_arguments"}
     assert "lab.cli" in imports("__main__", modules()["__main__"])
@@ -137,23 +107,6 @@ def test_rooms_import_one_way(own):
         if room(name) == own:
             for other in imports(name, path):
                 assert room(other) in {own, *PYTHON_ROOMS[own], *TOP} - ENTRANCES, f"{name} imports {other}"
-
-
-def levels() -> dict[str, int]:
-    """How many modules deep the imports below each module of the library go; raises on a circle."""
-    arrows = {name: imports(name, path) for name, path in modules().items() if room(name) != "lab"}
-    arrows = {name: others for name, others in arrows.items() if name not in ENTRANCES}
-    found: dict[str, int] = {}
-
-    def level(name: str, above: tuple[str, ...]) -> int:
-        assert name not in above, f"a circle: {' -> '.join((*above, name))}"
-        if name not in found:
-            found[name] = 1 + max((level(other, (*above, name)) for other in arrows[name]), default=0)
-        return found[name]
-
-    for name in arrows:
-        level(name, ())
-    return found
 
 
 def test_no_circle_and_few_levels():

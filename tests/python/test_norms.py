@@ -60,6 +60,22 @@ def test_factories_equal_the_strings():
     assert repr(norms.Norm(0.5, -1, 3, variable=True, s=2)) == "Norm(a=0.5, b=-1, p=3, variable=True, s=2)"
 
 
+@pytest.mark.parametrize("name", ["lp: 3", "lp:3 ", "lp:+3", "lp:3e0"])
+def test_an_order_is_any_way_to_write_a_number(name):
+    assert norms.resolve(name).name == "lp:3"
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("lp:two", "p in norm must be a number of at least 1, got 'lp:two'"),
+    ("lp:inf", "p must be finite, got inf"),
+    ("lp:0.5", "p must be at least 1, got 0.5"),
+    ("l0:2", 'norm must be "none", "l0", .* or "joint", got \'l0:2\''),
+])  # fmt: skip
+def test_what_is_no_name_of_a_norm_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        norms.resolve(name)
+
+
 def moment(p: float) -> float:
     """E|z|^p of a standard normal by quadrature, not by the gamma function."""
     z = torch.linspace(-40, 40, 400_001, dtype=torch.float64)

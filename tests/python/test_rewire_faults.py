@@ -95,6 +95,22 @@ def test_a_fault_is_raised_or_noted(name):
         assert results[2].tolist() == [0, 1, 2, 3]
 
 
+def test_a_value_that_is_not_finite_is_raised_or_noted():
+    keys, values = torch.tensor([3, 7]), torch.tensor([1.0, -math.inf])
+    message = r"values of new connections must be finite, got nan or infinite values, the first at position 1"
+    arguments = {"k": 2, "keys": keys, "values": values, "dtype": torch.float32}
+    with pytest.raises(RuntimeError, match=message):
+        ops.plan_rewiring(CCOL, ROW, 4, DROPPED, **arguments)
+    status = clear()
+    results = ops.plan_rewiring(CCOL, ROW, 4, DROPPED, **arguments, status=status)
+    ops.check_pattern(results[0], results[1], 4, "ccol_indices", "row_indices")
+    with pytest.raises(RuntimeError, match=message):
+        ops.raise_fault(status)
+    earlier = torch.tensor([1 << 32, 0, 0, 0])
+    ops.plan_rewiring(CCOL, ROW, 4, DROPPED, **arguments, status=earlier)
+    assert earlier.tolist() == [1 << 32, 0, 0, 0]
+
+
 def test_the_first_kind_of_fault_is_the_one_that_is_told():
     status = clear()
     ops.excise(CCOL, ROW, DROPPED, 1, status=status)

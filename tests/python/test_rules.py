@@ -645,7 +645,24 @@ def test_values_that_do_not_fit_are_refused_and_change_nothing(values):
     layer = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
     before = [tensor.clone() for tensor in (*layer.pattern, layer.weight.detach())]
     rewirer = dendnorm.SET(layer, None, zeta=0.5, grow=Odd())
-    with pytest.raises(ValueError, match=r"values of new connections must be a torch.float32 tensor of shape \(60,\)"):
+    with pytest.raises(ValueError, match=r"values of new connections must be a float32 tensor of shape \(60,\)"):
+        rewirer.step()
+    assert all(map(torch.equal, before, (*layer.pattern, layer.weight.detach())))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_values_that_are_not_finite_are_refused_and_change_nothing(wrong):
+    class Odd(dendnorm.grow.Random):
+        def values(self, turn):
+            return torch.ones(turn.k).index_fill(0, torch.tensor([7, 9]), wrong)
+
+    layer = dendnorm.SparseLinear(20, 30, density=0.2, seed=0)
+    before = [tensor.clone() for tensor in (*layer.pattern, layer.weight.detach())]
+    rewirer = dendnorm.SET(torch.nn.Sequential(layer), None, zeta=0.5, grow=Odd())
+    message = (
+        r"layer '0': values of new connections must be finite, got nan or infinite values, the first at position 7"
+    )
+    with pytest.raises(ValueError, match=message):
         rewirer.step()
     assert all(map(torch.equal, before, (*layer.pattern, layer.weight.detach())))
 

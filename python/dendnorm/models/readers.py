@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import ast
 import builtins
-import dis
-import functools
 import inspect
-import textwrap
 import types
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+
+from .functions import owners_of_weight, syntax_of, unwrapped
 
 __all__ = ["readers"]
 
@@ -70,44 +69,6 @@ def readers(model: nn.Module, layers: Iterable[nn.Module]) -> dict[int, str]:
     return search.found
 
 
-def _unwrapped(function: Any) -> tuple[types.FunctionType | None, list[Any]]:
-    """The Python function behind decorators, bound methods and partials, and the arguments that are bound already."""
-    bound: list[Any] = []
-    for _ in range(_DEPTH):
-        if isinstance(function, functools.partial):
-            bound, function = [*function.args, *bound], function.func
-        elif isinstance(function, types.MethodType):
-            bound, function = [function.__self__, *bound], function.__func__
-        elif isinstance(function, (staticmethod, classmethod)) or hasattr(function, "__wrapped__"):
-            function = function.__wrapped__
-        else:
-            break
-    return (function if isinstance(function, types.FunctionType) else None), bound
-
-
-@functools.lru_cache(maxsize=4096)
-def _tree(code: types.CodeType) -> ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | None:
-    """The syntax of a function, or None where there is no source."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
-    except (OSError, TypeError, SyntaxError, ValueError):
-        return None
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-    return next((node for node in ast.walk(tree) if isinstance(node, kinds)), None)
-
-
-def _owners_of_weight(code: types.CodeType) -> Iterator[str]:
-    """Names ``x`` of which compiled code reads ``x.weight``."""
-    before: object = None
-    for instruction in dis.get_instructions(code):
-        if instruction.argval == "weight" and isinstance(before, str):
-            yield before
-        before = instruction.argval
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _owners_of_weight(const)
-
-
 class _Search:
     """Follows functions; ``found`` says who read which layer's weight."""
 
@@ -117,7 +78,7 @@ class _Search:
 
     def call(self, function: Any, args: list[list[Any]], kwargs: dict[str, list[Any]], reader: str, depth: int) -> None:
         """Follow a call, with what each argument may be."""
-        function, bound = _unwrapped(function)
+        function, bound = unwrapped(function)
         if function is None or function in _FUSED or depth > _DEPTH:
             return
         args = [*([value] for value in bound), *args]
@@ -128,7 +89,7 @@ class _Search:
         if key in self.done:
             return
         self.done.add(key)
-        tree = _tree(function.__code__)
+        tree = syntax_of(function.__code__)
         if tree is None:
             self._without_source(function, args, reader)
             return
@@ -149,12 +110,12 @@ class _Search:
     def _owner(function: types.FunctionType, args: list[list[Any]]) -> type | None:
         for value in args[0] if args else []:
             for kind in type(value).__mro__:
-                if any(_unwrapped(each)[0] is function for each in vars(kind).values() if callable(each)):
+                if any(unwrapped(each)[0] is function for each in vars(kind).values() if callable(each)):
                     return kind
         return None
 
     def _without_source(self, function: types.FunctionType, args: list[list[Any]], reader: str) -> None:
-        names = set(_owners_of_weight(function.__code__))
+        names = set(owners_of_weight(function.__code__))
         for value in args[0] if args else []:
             children = value._modules.items() if isinstance(value, nn.Module) else ()
             for name, child in children:
@@ -307,7 +268,7 @@ class _Search:
             if handed and id(function) not in self.layers:  # on its own it is followed anyway
                 self.call(type(function).forward, [[function], *args], kwargs, frame.reader, frame.depth + 1)
             return
-        plain, bound = _unwrapped(function)
+        plain, bound = unwrapped(function)
         if plain is None or (plain.__module__ or "").partition(".")[0] == "torch":
             return
         given = [*bound, *(value for values in [*args, *kwargs.values()] for value in values)]

@@ -12,7 +12,7 @@ from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
 from .making import bare, check_sizes, densified, fill, fill_from_dense, start
 from .norms import Norm
-from .pattern import Pattern
+from .pattern import Pattern, require_tensors
 
 __all__ = ["SparseLinear"]
 
@@ -133,26 +133,13 @@ class SparseLinear(SparseLayer):
         if not isinstance(shape, (tuple, list, torch.Size)) or len(shape) != 2:
             raise TypeError(f"shape must be a pair (out_features, in_features), got {shape!r}")
         rows, cols = features("shape[0]", shape[0]), features("shape[1]", shape[1])
-        pattern = Pattern.from_csr(crow_indices, col_indices, (rows, cols))
-        for name, tensor, size in (("values", values, pattern.nnz), ("bias", bias, rows)):
-            if tensor is None and name == "bias":
-                continue
-            if not isinstance(tensor, torch.Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-            if tensor.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"{name} must be of dtype float32 or float64, got {tensor.dtype}")
-            if tuple(tensor.shape) != (size,):
-                raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
-            if tensor.device != pattern.perm.device:
-                raise ValueError(f"{name} must be on {pattern.perm.device} like the indices, got {tensor.device}")
-            if tensor.device.type != "meta" and not torch.isfinite(tensor).all():
-                raise ValueError(f"{name} must be finite, got nan or infinite values")
-        if bias is not None and bias.dtype != values.dtype:
-            raise TypeError(f"bias must be of values' dtype {values.dtype}, got {bias.dtype}")
-        effective = torch.empty_like(values.detach())
-        effective[pattern.perm.long()] = values.detach()
+        require_tensors(crow_indices=crow_indices, col_indices=col_indices, values=values)
+        if bias is not None:
+            require_tensors(bias=bias)
+        with torch.no_grad():
+            ccol, row, effective = _ops.connections_of_csr(crow_indices, col_indices, values, bias, rows, cols)
         layer = bare(cls)
-        fill(layer, pattern, effective, bias, norm)
+        fill(layer, Pattern._of(ccol, row, rows), effective, bias, norm)
         return layer
 
     def _product(self, input: torch.Tensor) -> torch.Tensor:

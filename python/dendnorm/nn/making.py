@@ -13,7 +13,7 @@ from torch import nn
 from .._arguments import connections, features, seed_of, value_dtype
 from ..ops import library as _ops
 from .norms import Norm, resolve
-from .pattern import Pattern, check_view
+from .pattern import Pattern
 
 __all__ = ["bare", "check_sizes", "densified", "fill", "fill_from_dense", "start"]
 
@@ -31,7 +31,9 @@ def check_sizes(pattern: object, density: object, nnz: object) -> Pattern:
         raise TypeError(f"pattern must be a dendnorm.Pattern, got {type(pattern).__name__}")
     if density is not None or nnz is not None:
         raise ValueError("density and nnz must be left out where a pattern is given, which has a number of connections")
-    check_view(*pattern[:2], pattern.in_features, pattern.out_features, ("pattern.ccol_indices", "pattern.row_indices"))
+    _ops.check_view(
+        *pattern[:2], pattern.in_features, pattern.out_features, "pattern.ccol_indices", "pattern.row_indices"
+    )
     return pattern
 
 
@@ -105,26 +107,12 @@ def fill_from_dense(layer: Any, name: str, dense: Any, density: float | None, no
         dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
         start(layer, cols, rows, count, None, norm, dense.bias is not None, None, "meta", dtype)
     else:
-        if not torch.isfinite(matrix).all():
-            raise ValueError(f"{name}.weight must be finite, got nan or infinite values")
-        by_column = matrix.T.reshape(-1)
-        keys = _kept(by_column, count).nonzero().flatten()
-        fill(layer, Pattern._from_keys(keys, rows, cols), by_column[keys], dense.bias, norm)
+        ccol, row, effective = _ops.largest_connections(matrix, count, f"{name}.weight")
+        fill(layer, Pattern._of(ccol, row, rows), effective, dense.bias, norm)
     for mine, theirs in ((layer.weight, dense.weight), (layer.bias, dense.bias)):
         if mine is not None:
             mine.requires_grad_(theirs.requires_grad)
     layer.train(dense.training)
-
-
-def _kept(weights: torch.Tensor, count: int | None) -> torch.Tensor:
-    """Which are the ``count`` largest by magnitude, or those that are not 0."""
-    if count is None:
-        return weights != 0
-    magnitude = weights.abs()
-    magnitude = magnitude if magnitude.dtype == torch.float64 else magnitude.float()
-    if not _ops.has_kernel("weakest", magnitude.device):
-        magnitude = magnitude.cpu()
-    return ~_ops.weakest(magnitude, len(weights) - count).to(weights.device)
 
 
 @torch.no_grad()

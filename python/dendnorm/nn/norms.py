@@ -24,8 +24,6 @@ from ..ops import library as _ops
 
 __all__ = ["Norm", "joint", "l0", "lp", "none", "resolve", "weight_norm"]
 
-_EXPECTED = '"none" (or None), "l0", "l0-variable", "lp:P", "lp-variable:P", "weight_norm" or "joint"'
-
 
 def keeps_values(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
     """What ``Module._apply`` may do to values and indices: ``fn``, but values stay in 32 bits, indices stay integers.
@@ -113,16 +111,7 @@ class Norm(nn.Module):
         """The string form, where there is one."""
         if self._alias is not None:
             return self._alias
-        variable = "-variable" if self.variable else ""
-        if not self.scales:
-            return "none"
-        if (self.a, self.b) == (1, 0):
-            return f"l0{variable}"
-        if (self.a, self.b) == (0, 1):
-            return f"lp{variable}:{self.p:g}"
-        if (self.a, self.b, self.p) == (1, 1, 2) and self.variable:
-            return "joint"
-        return f"Norm(a={self.a:g}, b={self.b:g}, p={self.p:g}{', variable=True' if self.variable else ''})"
+        return _ops.name_of_norm(self.a, self.b, self.p, self.variable, self.scales)
 
     def extra_repr(self) -> str:
         parts = [self.name] if not self.name.startswith("Norm(") else [self.name[5:-1]]
@@ -214,47 +203,52 @@ class Norm(nn.Module):
             return w, None
         given: torch.Tensor | None = None
         if self.excitability is not None:
-            given = self.excitability.detach().double()
+            given = self.excitability.detach().double().contiguous()
         elif self.s is not None and self.b != 1:
             given = torch.full((rows,) if self.variable else (), self.s, dtype=torch.float64, device=w.device)
         start = self.start if self.start is not None else self._start(len(w) / rows)
-        tensors = [None if tensor is None else tensor.cpu().contiguous() for tensor in (w, row_indices, given)]
         try:
-            v, e = _ops.raw_values(tensors[0], tensors[1], rows, self.a, self.b, self.p, self.variable, tensors[2],
-                                   start, self.name)  # fmt: skip
+            w, row = w.contiguous(), row_indices.contiguous()
+            return _ops.raw_values(w, row, rows, self.a, self.b, self.p, self.variable, given, start, self.name)
         except (RuntimeError, ValueError) as error:
             raise ValueError(str(error).partition("\n")[0]) from None
-        return v.to(w.device), e.to(w.device)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Norm:
         return super()._apply(keeps_values(fn), recurse)
 
 
+def _named(name: str, p: float | None = None, s: float | None = None, gain: float = 1.0) -> Norm:
+    """A member of the family by its name (csrc/core/members.h lists them); another order than that may be given."""
+    a, b, order, variable = _ops.norm_named(name)
+    norm = Norm(a, b, order if p is None else p, variable, s, gain)
+    if ":" not in name and norm.name != name:  # one of two names
+        norm._alias = name
+    return norm
+
+
 def none() -> Norm:
     """No normalisation: w = v, the paper's control."""
-    return Norm(0, 0)
+    return _named("none")
 
 
 def l0(variable: bool = False, *, s: float | None = None, gain: float = 1.0) -> Norm:
     """Dendritic normalisation, w_i = (e_i / n_i) v_i (Eq 1 and 2); arguments as in ``Norm``."""
-    return Norm(1, 0, variable=variable, s=s, gain=gain)
+    return _named(_variable("l0", variable), s=s, gain=gain)
 
 
 def lp(p: float, variable: bool = False, *, s: float | None = None, gain: float = 1.0) -> Norm:
     """L^p normalisation, w_i = (e_i / ||v_i||_p) v_i (Eq 5, and with ``variable`` Eq 6); arguments as in ``Norm``."""
-    return Norm(0, 1, p, variable=variable, s=s, gain=gain)
+    return _named(f"{_variable('lp', variable)}:2", p, s, gain)
 
 
 def weight_norm(*, s: float | None = None, gain: float = 1.0) -> Norm:
     """The paper's heterosynaptic one, w_i = (g_i / ||v_i||_2) v_i; arguments as in ``Norm``."""
-    norm = Norm(0, 1, 2, variable=True, s=s, gain=gain)
-    norm._alias = "weight_norm"
-    return norm
+    return _named("weight_norm", s=s, gain=gain)
 
 
 def joint(*, s: float | None = None, gain: float = 1.0) -> Norm:
     """Both together, w_i = (g_i / (n_i ||v_i||_2)) v_i (Eq 3 and 4); arguments as in ``Norm``."""
-    return Norm(1, 1, 2, variable=True, s=s, gain=gain)
+    return _named("joint", s=s, gain=gain)
 
 
 def resolve(norm: Norm | str | None) -> Norm:
@@ -270,16 +264,10 @@ def resolve(norm: Norm | str | None) -> Norm:
         return none()
     if not isinstance(norm, str):
         raise TypeError(f"norm must be a Norm, a string or None, got {type(norm).__name__}")
-    plain = {"none": none, "l0": l0, "weight_norm": weight_norm, "joint": joint}
-    if norm in plain:
-        return plain[norm]()
-    if norm == "l0-variable":
-        return l0(variable=True)
-    kind, separator, order = norm.partition(":")
-    if kind not in ("lp", "lp-variable") or not separator:
-        raise ValueError(f"norm must be {_EXPECTED}, got {norm!r}")
-    try:
-        p = float(order)
-    except ValueError:
-        raise ValueError(f"p in norm must be a number of at least 1, got {norm!r}") from None
-    return lp(p, variable=kind == "lp-variable")
+    return _named(norm)
+
+
+def _variable(name: str, variable: bool) -> str:
+    if not isinstance(variable, bool):
+        raise TypeError(f"variable must be a bool, got {variable!r}")
+    return f"{name}-variable" if variable else name

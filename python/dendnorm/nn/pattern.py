@@ -6,85 +6,16 @@ from typing import NamedTuple
 
 import torch
 
-from .._arguments import INT32_MAX
 from ..ops import library as _ops
 
-__all__ = ["MARKS", "Pattern", "check_view", "mark_of", "transposed"]
+__all__ = ["Pattern", "require_tensors"]
 
 
-def _index(name: str, values: torch.Tensor) -> torch.Tensor:
-    """`values` as contiguous int32, without wrapping what does not fit."""
-    if not isinstance(values, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(values).__name__}")
-    if values.dtype not in (torch.int32, torch.int64):
-        raise TypeError(f"{name} must be of dtype int32 or int64, got {values.dtype}")
-    if values.dim() != 1:
-        raise ValueError(f"{name} must have one dimension, got shape {tuple(values.shape)}")
-    if values.dtype == torch.int64 and values.numel() and values.device.type != "meta":
-        lowest, highest = (int(bound) for bound in values.aminmax())
-        if lowest < 0 or highest > INT32_MAX:
-            raise ValueError(f"{name} must be in [0, 2^31), got {lowest if lowest < 0 else highest}")
-    return values.to(torch.int32).contiguous()
-
-
-def check_view(
-    compressed: torch.Tensor, indices: torch.Tensor, segments: int, size: int, names: tuple[str, str]
-) -> None:
-    """Refuse indices that are no compressed view of (segments, size) positions: ValueError."""
-    if len(compressed) != segments + 1:
-        raise ValueError(f"{names[0]} must have {segments} + 1 = {segments + 1} entries, got {len(compressed)}")
-    if compressed.device != indices.device:
-        raise ValueError(f"{names[0]} and {names[1]} must be on one device, got {compressed.device}, {indices.device}")
-    if compressed.device.type == "meta":
-        return
-    if not _ops.has_kernel("check_pattern", compressed.device):
-        compressed, indices = compressed.cpu(), indices.cpu()
-    try:
-        _ops.check_pattern(compressed, indices, size, *names)
-    except RuntimeError as error:
-        # The first line; what may follow is a trace through the C++ frames.
-        raise ValueError(str(error).partition("\n")[0]) from None
-
-
-def transposed(
-    compressed: torch.Tensor, indices: torch.Tensor, size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The other view of a pattern that is known to be sound, and for each of its entries the position in this one."""
-    device = compressed.device
-    if _ops.has_kernel("transpose_pattern", device):
-        return _ops.transpose_pattern(compressed, indices, size, sound=True)
-    pointers, others, perm = _ops.transpose_pattern(compressed.cpu(), indices.cpu(), size, sound=True)
-    return pointers.to(device), others.to(device), perm.to(device)
-
-
-MARKS = 8
-
-
-def mark_of(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
-    """Eight whole numbers below 2^8, which every floating type holds, that tell a pattern from others: float64 (8,).
-
-    The same on every device.
-    """
-    if ccol_indices.is_meta or row_indices.is_meta:
-        return torch.empty(MARKS, dtype=torch.float64, device="meta")
-    if ccol_indices.device.type == "cpu" and ccol_indices.dtype == row_indices.dtype == torch.int32:
-        return _ops.pattern_mark(ccol_indices, row_indices)
-    return _mark_by_torch(ccol_indices, row_indices)
-
-
-def _mark_by_torch(ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
-    """The numbers of ``dendnorm::pattern_mark`` on any device."""
-    mixed = _mixed(ccol_indices, 1) + _mixed(row_indices, 2)
-    return ((mixed >> torch.arange(0, 64, 8, device=mixed.device)) & 0xFF).double()
-
-
-def _mixed(values: torch.Tensor, salt: int) -> torch.Tensor:
-    """The sum of splitmix64 over (position, value), modulo 2^64, as int64."""
-    z = torch.arange(len(values), device=values.device) << 32 | values.long()
-    z = (z + salt) * -7046029254386353131
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * -4658895280553007687
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * -7723592293110705685
-    return (z ^ ((z >> 31) & ((1 << 33) - 1))).sum()
+def require_tensors(**values: object) -> None:
+    """What is given by name must be tensors: TypeError."""
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
 
 
 class Pattern(NamedTuple):
@@ -114,18 +45,16 @@ class Pattern(NamedTuple):
             TypeError, ValueError: not indices, or not sorted, in range, unique and matching in length.
         """
         rows, cols = shape
-        ccol, row = _index("ccol_indices", ccol_indices), _index("row_indices", row_indices)
-        check_view(ccol, row, cols, rows, ("ccol_indices", "row_indices"))
-        return cls(ccol, row, *transposed(ccol, row, rows))
+        require_tensors(ccol_indices=ccol_indices, row_indices=row_indices)
+        return cls(*_ops.both_views(ccol_indices, row_indices, cols, rows, "ccol_indices", "row_indices"))
 
     @classmethod
     def from_csr(cls, crow_indices: torch.Tensor, col_indices: torch.Tensor, shape: tuple[int, int]) -> Pattern:
         """From the row view of a matrix of ``shape`` (M, N), int32 or int64; raises like ``from_csc``."""
         rows, cols = shape
-        crow, col = _index("crow_indices", crow_indices), _index("col_indices", col_indices)
-        check_view(crow, col, rows, cols, ("crow_indices", "col_indices"))
-        ccol, row, _ = transposed(crow, col, cols)
-        return cls(ccol, row, *transposed(ccol, row, rows))
+        require_tensors(crow_indices=crow_indices, col_indices=col_indices)
+        _, _, ccol, row, _ = _ops.both_views(crow_indices, col_indices, rows, cols, "crow_indices", "col_indices")
+        return cls._of(ccol, row, rows)
 
     @classmethod
     def from_mask(cls, mask: torch.Tensor) -> Pattern:
@@ -143,10 +72,13 @@ class Pattern(NamedTuple):
     @classmethod
     def _from_keys(cls, keys: torch.Tensor, rows: int, cols: int) -> Pattern:
         """From ascending keys ``col * M + row``, int64."""
-        starts = torch.arange(cols + 1, dtype=torch.int64, device=keys.device) * rows
-        ccol = torch.searchsorted(keys, starts).to(torch.int32)
-        row = (keys % max(rows, 1)).to(torch.int32)
-        return cls(ccol, row, *transposed(ccol, row, rows))
+        ccol, row = _ops.pattern_of_keys(keys, rows, cols)
+        return cls._of(ccol, row, rows)
+
+    @classmethod
+    def _of(cls, ccol_indices: torch.Tensor, row_indices: torch.Tensor, rows: int) -> Pattern:
+        """From a sound column view."""
+        return cls(ccol_indices, row_indices, *_ops.transposed(ccol_indices, row_indices, rows))
 
     @property
     def out_features(self) -> int:

@@ -6,19 +6,16 @@ from typing import Any
 
 import torch
 
-try:
-    from .. import _C
-except ImportError as error:
-    raise ImportError(
-        f"dendnorm: the compiled module dendnorm._C could not be loaded ({error}). Build it against the installed torch"
-        f" ({torch.__version__}) with `pip install --no-build-isolation .` in a checkout of dendnorm."
-    ) from error
+from .. import _C
 
 __all__ = [
     "assign_",
+    "both_views",
     "build_info",
     "carry_",
     "check_pattern",
+    "check_view",
+    "connections_of_csr",
     "counter_normal",
     "cpu_capability",
     "cuda_plan",
@@ -27,19 +24,29 @@ __all__ = [
     "excise",
     "excitability_start",
     "has_kernel",
+    "largest_connections",
+    "name_of_norm",
+    "norm_named",
     "pattern_mark",
+    "pattern_of_keys",
+    "plan_excision",
+    "plan_rewiring",
     "raise_fault",
     "raw_values",
     "replace_connections",
+    "share_of",
     "sparse_conv2d",
     "sparse_linear",
+    "spread",
     "transpose_pattern",
+    "transposed",
     "value_deviation",
     "weakest",
 ]
 
 # The code of a status, as csrc/core/status.h has it, where nothing is wrong.
 CLEAR = 2**63 - 1
+MARKS = 8  # numbers of pattern_mark: whole ones below 2^8, which every floating type holds
 
 # The overload itself: resolving the packet anew costs more than a microsecond on every call.
 sparse_linear = torch.ops.dendnorm.sparse_linear.default
@@ -52,6 +59,14 @@ sampled_product = torch.ops.dendnorm.sampled_product.default
 check_pattern = torch.ops.dendnorm.check_pattern.default
 transpose_pattern = torch.ops.dendnorm.transpose_pattern.default
 pattern_mark = torch.ops.dendnorm.pattern_mark.default
+check_view = torch.ops.dendnorm.check_view.default
+both_views = torch.ops.dendnorm.both_views.default
+pattern_of_keys = torch.ops.dendnorm.pattern_of_keys.default
+largest_connections = torch.ops.dendnorm.largest_connections.default
+connections_of_csr = torch.ops.dendnorm.connections_of_csr.default
+plan_excision = torch.ops.dendnorm.plan_excision.default
+plan_rewiring = torch.ops.dendnorm.plan_rewiring.default
+spread = torch.ops.dendnorm.spread.default
 empty_positions = torch.ops.dendnorm.empty_positions.default
 counter_normal = torch.ops.dendnorm.counter_normal.default
 weakest = torch.ops.dendnorm.weakest.default
@@ -74,6 +89,7 @@ def _keep(check: torch._ops.OpOverload) -> None:
 
 
 _keep(check_pattern)
+_keep(check_view)
 _keep(raise_fault)
 
 
@@ -81,6 +97,17 @@ def has_kernel(op: str, device: torch.device) -> bool:
     """Whether this build has a kernel of ``dendnorm::op`` for a device."""
     key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device.type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dendnorm::{op}", key)
+
+
+def transposed(
+    compressed: torch.Tensor, indices: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The other view of a pattern that is known to be sound, and for each of its entries the position in this one."""
+    device = compressed.device
+    if has_kernel("transpose_pattern", device):
+        return transpose_pattern(compressed, indices, size, sound=True)
+    pointers, others, perm = transpose_pattern(compressed.cpu(), indices.cpu(), size, sound=True)
+    return pointers.to(device), others.to(device), perm.to(device)
 
 
 def build_info() -> dict[str, Any]:
@@ -121,3 +148,22 @@ def excitability_start(a: float, b: float, p: float, degree: float, deviation: f
 def value_deviation(degree: float, gain: float) -> float:
     """Standard deviation of a fresh layer's values, so that its output has about gain^2 times its input's variance."""
     return _C.value_deviation(degree, gain)
+
+
+def norm_named(name: str) -> tuple[float, float, float, bool]:
+    """a, b, p and whether there is one e for each neuron, of the name of a norm.
+
+    Raises:
+        ValueError: no norm has this name, or p in it is no number.
+    """
+    return _C.norm_named(name)
+
+
+def name_of_norm(a: float, b: float, p: float, variable: bool, scales: bool) -> str:
+    """The name of a norm, or its exponents where it has none; ``scales``: whether there is an excitability."""
+    return _C.name_of_norm(a, b, p, variable, scales)
+
+
+def share_of(share: float, count: int) -> int:
+    """A share of a number, rounded half to even."""
+    return _C.share_of(share, count)

@@ -8,22 +8,19 @@ written.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from ..ops import library as _ops
-from .fresh import Fresh, Probe, Value
+from .fresh import Probe
+from .moves import Dense, Quantised, Write
 from .optimizers import attributes, check_held, check_kind, described, inside
-from .quantised import Codes, block_of, codes_of, gathered, wraps_codes
+from .quantised import Codes, block_of, codes_of, wraps_codes
 
-__all__ = ["Companions", "Dense", "Write", "carry", "companions_of", "keys_of", "replaced"]
-
-Write = Callable[[torch.Tensor | None], None]
-"""Writes where the status that it is given tells of no fault."""
+__all__ = ["Companions", "companions_of", "keys_of", "replaced"]
 
 _COUNTS = ("step", "steps", "eta", "mu", "mu_product")
 _QUANTISED = frozenset(
@@ -32,66 +29,11 @@ _QUANTISED = frozenset(
 _REMEDY = "train the layer with an optimizer whose state has one entry for each connection, such as torch.optim.AdamW"
 
 
-@dataclass(frozen=True)
-class Dense:
-    """A tensor of the weight's shape, and what a new connection's entry becomes."""
-
-    tensor: torch.Tensor
-    fresh: Fresh = 0.0
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.tensor]
-
-    def fill(self, values: torch.Tensor) -> torch.Tensor:
-        """For new connections of these values: () or (k,), on the tensor's device."""
-        if isinstance(self.fresh, Value):
-            return values.to(self.tensor.device, self.tensor.dtype)
-        if isinstance(self.fresh, torch.Tensor):
-            return self.fresh.detach().reshape(()).to(self.tensor.device, self.tensor.dtype)
-        # Filled by the device: nothing is copied to it, and nothing waits.
-        return torch.full((), self.fresh, dtype=self.tensor.dtype, device=self.tensor.device)
-
-    def prepared(self, source: torch.Tensor, values: torch.Tensor) -> Write:
-        fill = self.fill(values)
-        return lambda status: carry(self.tensor, source, fill, status)
-
-    def resized(self, source: torch.Tensor, values: torch.Tensor) -> dict[int, Any]:
-        return {id(self.tensor): gathered(self.tensor, source, self.fill(values))}
-
-
-@dataclass(frozen=True)
-class _Quantised:
-    """State in blocks of codes; a new connection's is 0."""
-
-    codes: Codes
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.codes.codes, self.codes.scale]
-
-    def _moved(self, source: torch.Tensor) -> torch.Tensor:
-        values = self.codes.values()
-        return gathered(values, source, values.new_zeros(()))
-
-    def prepared(self, source: torch.Tensor, values: torch.Tensor) -> Write:
-        pairs = list(zip(self.tensors, self.codes.quantised(self._moved(source)), strict=True))
-
-        def write(status: torch.Tensor | None) -> None:
-            for old, new in pairs:
-                _assign(old, new, status)
-
-        return write
-
-    def resized(self, source: torch.Tensor, values: torch.Tensor) -> dict[int, Any]:
-        return self.codes.resized(self._moved(source))
-
-
 @dataclass
 class Companions:
     """All that moves with the connections of one weight."""
 
-    entries: list[Dense | _Quantised] = field(default_factory=list)
+    entries: list[Dense | Quantised] = field(default_factory=list)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -156,10 +98,10 @@ def keys_of(state: Mapping[Any, Any], weight: nn.Parameter) -> list[Any]:
 class _Plan:
     def __init__(self, name: str, weight: nn.Parameter, optimizer: Any) -> None:
         self._name, self._weight, self._optimizer = name, weight, optimizer
-        self._found: dict[tuple, Dense | _Quantised] = {}
+        self._found: dict[tuple, Dense | Quantised] = {}
         self._kept: list[torch.Tensor] = []  # say nothing about single connections
 
-    def companions(self) -> list[Dense | _Quantised]:
+    def companions(self) -> list[Dense | Quantised]:
         weight = self._weight
         self._found.pop((weight.device, weight.data_ptr(), weight.stride(), weight.dtype), None)
         return list(self._found.values())
@@ -260,7 +202,7 @@ class _Plan:
         return {key: value for key, value in state.items() if key not in done}
 
     def _codes(self, codes: Codes) -> None:
-        self._found.setdefault((codes.codes.device, codes.codes.data_ptr(), "codes"), _Quantised(codes))
+        self._found.setdefault((codes.codes.device, codes.codes.data_ptr(), "codes"), Quantised(codes))
 
     def _check_writable(self, tensor: torch.Tensor, what: str) -> None:
         if tensor.layout != torch.strided or tensor.is_inference() or (tensor.stride(0) == 0 and len(tensor) > 1):
@@ -299,26 +241,6 @@ def _tensors(value: Any, path: str, depth: int = 4) -> Iterator[tuple[str, torch
     elif depth and isinstance(value, (list, tuple, deque)):
         for index, item in enumerate(value):
             yield from _tensors(item, f"{path}[{index}]", depth - 1)
-
-
-def carry(values: torch.Tensor, source: torch.Tensor, fill: torch.Tensor, status: torch.Tensor | None) -> None:
-    """Move entries in place: those of new connections become ``fill``, () or one for each in order."""
-    device = values.device
-    if _ops.has_kernel("carry_", device):
-        _ops.carry_(values, source.to(device), fill.to(device), sound=True, status=status)
-    else:
-        moved = values.cpu()
-        _ops.carry_(moved, source.cpu(), fill.cpu(), sound=True)
-        values.copy_(moved)
-
-
-def _assign(old: torch.Tensor, new: torch.Tensor, status: torch.Tensor | None) -> None:
-    if status is None:
-        old.copy_(new)
-    elif old.dtype.itemsize == 1:
-        _ops.assign_(old.view(torch.uint8), new.view(torch.uint8), status=status)
-    else:
-        _ops.assign_(old, new, status=status)
 
 
 def replaced(value: Any, by_id: Mapping[int, Any]) -> Any:

@@ -14,6 +14,7 @@ from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
 from ..ops import library as _ops
 from .companions import companions_of, keys_of, replaced
+from .groups import check_shared, groups_of
 from .observing import DROPS, Turn
 from .optimizers import check_keeps_no_copy, inside, is_optimizer
 from .quantised import gathered
@@ -99,18 +100,13 @@ def resize(
 
 def _groups(model: nn.Module) -> dict[str, list[SparseLayer]]:
     """The sparse layers of each weight, by the first one's name."""
-    found: dict[int, tuple[str, list[SparseLayer]]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SparseLayer):
-            own = module._parameters.get("weight")
-            found.setdefault(id(module if own is None else own), (name, []))[1].append(module)
-    if not found:
-        raise ValueError(f"model must hold a SparseLinear or SparseConv2d, got none in {type(model).__name__}")
+    groups = {name: layers for _, name, layers in groups_of(model, "resized")}
+    weights = {id(layers[0]._parameters.get("weight")) for layers in groups.values()}
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in found and not (isinstance(module, SparseLayer) and key == "weight"):
+            if id(parameter) in weights and not (isinstance(module, SparseLayer) and key == "weight"):
                 raise ValueError(f"{name}.{key} must not be the weight of a sparse layer, too, to resize that one")
-    return dict(found.values())
+    return groups
 
 
 def _wanted(groups: dict[str, list[SparseLayer]], density: float | Mapping[str, float]) -> dict[str, int]:
@@ -141,9 +137,7 @@ def _plan(
     old, rows = layer.weight, layer.out_features
     companions = companions_of(name, old, optimizer if old.requires_grad else None, "resized")
     check_keeps_no_copy(name, old, optimizer)
-    if any(not torch.equal(mine, theirs) for other in layers[1:] for mine, theirs in
-           zip(layer.pattern[:2], other.pattern[:2], strict=True)):  # fmt: skip
-        raise ValueError("layers that share its weight must have its pattern, got another")
+    check_shared(name, layers)
     home = old.device if _ops.has_kernel("weakest", old.device) else torch.device("cpu")
     row, col = layer.pattern.edges()
     keys = (col * rows + row).to(home)

@@ -10,9 +10,10 @@ from torch import nn
 
 from .._arguments import real, whole
 from ..nn.layer import SparseLayer
-from ..nn.pattern import Pattern, transposed
+from ..nn.pattern import Pattern
 from ..ops import library as _ops
 from .companions import Companions, companions_of
+from .groups import Group, check_shared, groups_of
 from .observing import DROPS, GROWS, Observer, Turn
 from .optimizers import check_held, check_kind, is_optimizer, stepping
 from .reports import LayerReport, Outcome, RewireReport, of_layer
@@ -21,9 +22,8 @@ from .writing import Rewiring, check_writable, trains
 
 __all__ = ["SET", "LayerReport", "RewireReport"]
 
-# A status, as csrc/core/status.h has it: a code, which is this where nothing is wrong, and what its message tells.
-_CLEAR, _STATUS_WORDS = 2**63 - 1, 4
-_OTHER_PATTERN = 6 << 32
+# A status, as csrc/core/status.h has it: a code, and what its message tells.
+_STATUS_WORDS = 4
 
 
 def _defers(devices: set[torch.device]) -> bool:
@@ -36,14 +36,6 @@ def _zeta(value: object) -> float:
     if not 0 <= number <= 1:
         raise ValueError(f"zeta must be in [0, 1], got {value}")
     return number
-
-
-def _checked_values(values: object, k: int, dtype: torch.dtype) -> torch.Tensor:
-    """What a rule or a variant draws, before anything relies on it."""
-    if not isinstance(values, torch.Tensor) or values.shape != (k,) or values.dtype != dtype:
-        got = (values.dtype, tuple(values.shape)) if isinstance(values, torch.Tensor) else type(values).__name__
-        raise ValueError(f"values of new connections must be a {dtype} tensor of shape ({k},), got {got}")
-    return values
 
 
 class SET:
@@ -90,9 +82,8 @@ class SET:
         every: rewires by itself after every so many steps of the optimizer; ``remove()`` ends it. Steps that a
             ``GradScaler`` skipped do not count. None: only when ``step()`` is called.
         start, stop: with ``every``: rewires after steps start + every, start + 2 every and so on, up to stop.
-        drop: what goes: a rule of ``dendnorm.drop`` or its name, "magnitude", "sign", "gradient", "sensitivity" or
-            "cosine".
-        grow: what comes: a rule of ``dendnorm.grow`` or its name, "random", "gradient" or "cosine".
+        drop: what goes: a rule of ``dendnorm.drop``, which lists them, or its name.
+        grow: what comes: a rule of ``dendnorm.grow`` or its name.
 
     Attributes:
         report: the latest ``RewireReport``, or None.
@@ -181,7 +172,7 @@ class SET:
         devices = {tensor.device for tensor in tensors}
         statuses = [None] * len(layers)
         if deferred := _defers(devices):
-            found = torch.full((len(layers), _STATUS_WORDS), _CLEAR, dtype=torch.int64, device=devices.pop())
+            found = torch.full((len(layers), _STATUS_WORDS), _ops.CLEAR, dtype=torch.int64, device=devices.pop())
             statuses = list(found)
         planned = [
             self._plan(name, group, zeta, number, index, moving, status)
@@ -346,21 +337,9 @@ class SET:
         if self._looks_at and self._observer is None and self._timetable.due_next():
             self.observe()
 
-    def _layers(self) -> tuple[list[tuple[int, str, list[SparseLayer]]], tuple[str, ...]]:
-        """What is rewired, and the names of the layers that do not train; checked.
-
-        For each weight its number among all in the order of ``named_modules``, its first layer's name and its layers.
-        """
-        by_weight: dict[int, tuple[str, list[SparseLayer]]] = {}
-        for name, module in self.model.named_modules():
-            if isinstance(module, SparseLayer):
-                own = module._parameters.get("weight")
-                by_weight.setdefault(id(module if own is None else own), (name, []))[1].append(module)
-        if not by_weight:
-            raise ValueError(
-                f"model must hold a SparseLinear or SparseConv2d to be rewired, got none in {type(self.model).__name__}"
-            )
-        groups = [(index, name, layers) for index, (name, layers) in enumerate(by_weight.values())]
+    def _layers(self) -> tuple[list[Group], tuple[str, ...]]:
+        """What is rewired, and the names of the layers that do not train; checked."""
+        groups = groups_of(self.model, "rewired")
         trained = [group for group in groups if trains(group[2][0])]
         for _, name, layers in trained:
             for layer in layers:
@@ -380,42 +359,30 @@ class SET:
     ) -> Rewiring:
         layer = layers[0]
         device = layer.weight.device
-        self._check_shared(name, layers, status)
-        k = round(zeta * layer.nnz)
+        check_shared(name, layers, status)
+        k, dtype = _ops.share_of(zeta, layer.nnz), layer.weight.dtype
         # Where this build has no kernels for the device, the CPU draws the same.
         home = device if _ops.has_kernel("weakest", device) else torch.device("cpu")
         ccol, row = (indices.to(home) for indices in layer.pattern[:2])
         observed = None if self._observer is None else self._observer.of(layer)
         self._turn = Turn(name, layer, k, zeta, self.seed, step, index, home, status, observed)
         try:
-            importance = self.importance(layer).to(home)
-            dropped = _ops.weakest(importance, k, status=status)
-            left, row_left, removed = _ops.excise(ccol, row, dropped, k, sound=True, status=status)
-            keys = self.grow(layer, left, row_left, k, step, index)
-            new_ccol, new_row, source = _ops.replace_connections(
-                ccol, row, layer.out_features, dropped, keys, sound=True, status=status
+            dropped, left, row_left, *gone = _ops.plan_excision(
+                ccol, row, self.importance(layer), k, sound=True, status=status
             )
-            values = _checked_values(self.draw(layer, k, step, index, home), k, layer.weight.dtype).to(home)
+            keys = self.grow(layer, left, row_left, k, step, index)
+            values = self.draw(layer, k, step, index, home)
+            if not isinstance(values, torch.Tensor):
+                kind, got = str(dtype).removeprefix("torch."), type(values).__name__
+                raise ValueError(f"values of new connections must be a {kind} tensor of shape ({k},), got {got}")
+            *views, source, came_row, came_col = _ops.plan_rewiring(
+                ccol, row, layer.out_features, dropped, k, keys, values, dtype=dtype, sound=True, status=status
+            )
             writes = companions.prepared(source, values)
         except (RuntimeError, ValueError) as error:
             raise of_layer(name, error) from None
         finally:
             self._turn = None
-        gone = row.index_select(0, removed).long(), torch.searchsorted(ccol, removed, right=True) - 1
-        came = keys % layer.out_features, keys // layer.out_features
-        report = LayerReport(
-            name, k, (gone[0].to(device), gone[1].to(device)), (came[0].to(device), came[1].to(device)), layer.nnz
-        )
-        pattern = Pattern(new_ccol, new_row, *transposed(new_ccol, new_row, layer.out_features))
-        return Rewiring(layers, report, pattern, source, values, writes)
-
-    def _check_shared(self, name: str, layers: list[SparseLayer], status: torch.Tensor | None) -> None:
-        """Layers that share a weight must agree in what its entries are."""
-        for other in layers[1:]:
-            pairs = list(zip(layers[0].pattern[:2], other.pattern[:2], strict=True))
-            same_shape = all(mine.shape == theirs.shape for mine, theirs in pairs)
-            if status is not None and same_shape:
-                differs = torch.stack([(mine != theirs).any() for mine, theirs in pairs]).any()
-                status[0] = torch.where(differs, status[0].clamp(max=_OTHER_PATTERN), status[0])
-            elif not same_shape or not all(torch.equal(mine, theirs) for mine, theirs in pairs):
-                raise ValueError(f"layer {name!r}: layers that share its weight must have its pattern, got another")
+        went, came = ((row.to(device), col.to(device)) for row, col in (gone, (came_row, came_col)))
+        report = LayerReport(name, k, went, came, layer.nnz)
+        return Rewiring(layers, report, Pattern(*views), source, values, writes)

@@ -7,7 +7,7 @@ import torch
 from ..nn.layer import SparseLayer
 from ..ops import library as _ops
 
-__all__ = ["STARTS", "check_start", "fresh_values", "spread"]
+__all__ = ["STARTS", "check_start", "fresh_values"]
 
 STARTS = ("matched", "normal", "zero")
 
@@ -15,14 +15,6 @@ STARTS = ("matched", "normal", "zero")
 def check_start(start: object) -> None:
     if start not in STARTS:
         raise ValueError(f'start must be "matched", "normal" or "zero", got {start!r}')
-
-
-def spread(values: torch.Tensor) -> torch.Tensor:
-    """The root mean square of values, to ten binary digits: so every device finds the same; 1 where there are none."""
-    if values.numel() == 0:
-        return values.new_ones((), dtype=torch.float64)
-    mantissa, exponent = torch.frexp(values.detach().double().square().mean().sqrt())
-    return torch.ldexp((mantissa * 1024).round() / 1024, exponent)
 
 
 def fresh_values(
@@ -39,4 +31,4 @@ def fresh_values(
     if start == "zero":
         return torch.zeros(k, dtype=dtype, device=device)
     drawn = _ops.counter_normal(k, seed, step, index, dtype=dtype, device=device)
-    return drawn if start == "normal" else drawn.mul_(spread(layer.weight).to(device, dtype))
+    return drawn if start == "normal" else drawn.mul_(_ops.spread(layer.weight.detach()).to(device, dtype))

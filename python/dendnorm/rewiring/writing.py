@@ -8,7 +8,7 @@ import torch
 
 from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
-from .companions import Write, carry
+from .moves import Write, carry
 from .reports import LayerReport
 
 __all__ = ["Rewiring", "check_writable", "trains"]

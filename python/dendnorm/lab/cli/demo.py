@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from .options import add_output, add_settings, add_threads, given_settings, set_threads
+from .options import add_output, add_settings, add_threads, ended, given_settings, set_threads
 
 __all__ = ["add"]
 
@@ -29,20 +28,14 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .. import data, demo
+    from .. import demo
     from ..report import free_folder
 
     set_threads(arguments.threads)
-    given = given_settings(arguments)
-    if "data" not in given and "root" in given:
-        given["data"] = data.guess(given["root"])
-    sizes, grid = demo.plan(**given)
+    sizes, grid = demo.plan(**given_settings(arguments))
     out = arguments.out or free_folder(OUT, demo.RESULTS)
     results = demo.run(sizes, grid, out, progress=not arguments.quiet, overwrite=arguments.overwrite)
     print(demo.table(results))
     drawn = any(size["summary"] for size in results["sizes"])
     print(f"Written to {out}: results.json, table.md" + (" and curves.png" if drawn else " (no epoch was finished)"))
-    if results["interrupted"]:
-        print("Interrupted: the finished epochs were kept.", file=sys.stderr)
-        return 130
-    return 1 if any("failed" in record for size in results["sizes"] for record in size["runs"]) else 0
+    return ended(results["interrupted"], (record for size in results["sizes"] for record in size["runs"]))

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
 from ..settings import Option, Settings, option_of
 
-__all__ = ["Listed", "add_output", "add_settings", "add_threads", "given_settings", "set_threads"]
+__all__ = ["Listed", "add_output", "add_settings", "add_threads", "ended", "given_settings", "set_threads"]
 
 
 class Listed(argparse.Action):
@@ -71,10 +72,23 @@ def _reading(kind: Any, option: Option) -> dict[str, Any]:
 
 
 def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that a command line names, for ``Settings``."""
+    """The settings that a command line names, for ``Settings``; where it names a folder alone, the data in it."""
+    from .. import data
+
     given = {described.name: getattr(arguments, described.name) for described in fields(Settings)
              if hasattr(arguments, described.name)}  # fmt: skip
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    if "data" not in given and "root" in given:
+        given["data"] = data.guess(given["root"])
+    return given
+
+
+def ended(interrupted: bool, records: Iterable[Mapping[str, Any]]) -> int:
+    """How a command that trained ends: 130 where it was interrupted, which it says, 1 where a run failed, or 0."""
+    if interrupted:
+        print("Interrupted: the finished epochs were kept.", file=sys.stderr)
+        return 130
+    return 1 if any("failed" in record for record in records) else 0
 
 
 def add_output(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from .options import add_output, add_settings, add_threads, given_settings, set_threads
+from .options import add_output, add_settings, add_threads, ended, given_settings, set_threads
 
 __all__ = ["add"]
 
@@ -28,22 +27,16 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .. import comparison, data, results
+    from .. import comparison, results
     from ..report import free_folder
     from ..settings import Settings
 
     set_threads(arguments.threads)
-    given = given_settings(arguments)
-    if "data" not in given and "root" in given:
-        given["data"] = data.guess(given["root"])
-    settings = Settings(**given)
+    settings = Settings(**given_settings(arguments))
     out = arguments.out or free_folder(OUT, comparison.RESULTS)
     reached = comparison.run(settings, out, progress=not arguments.quiet, overwrite=arguments.overwrite)
     summary = results.summarise(reached)
     print(results.table(reached, summary))
     files = "results.json, table.md and curves.png" if summary else "results.json and table.md (no epoch was finished)"
     print(f"Written to {out}: {files}")
-    if reached["interrupted"]:
-        print("Interrupted: the finished epochs were kept.", file=sys.stderr)
-        return 130
-    return 1 if any("failed" in record for record in reached["runs"]) else 0
+    return ended(reached["interrupted"], reached["runs"])

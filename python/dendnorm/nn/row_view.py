@@ -1,0 +1,256 @@
+"""A saved pattern, and the row view that is derived from it whenever the saved tensors have changed.
+
+Two buffers are saved, the column view of the pattern. Kernels need the row view, too. It belongs to the memory that it
+was derived from, so it is kept with what tells that memory: which tensors, how often they were written, where they lie.
+A call compares these, and derives anew what does not match: whoever sets, swaps, moves or overwrites the saved tensors
+need not know of it.
+
+A third buffer marks the pattern: eight numbers that any other pattern changes. Averages of weights (EMA, SWA) go over
+buffers in floating point and round indices down; where the mark is as it was, the patterns were equal, and the indices
+are put back exactly. Where it is another, patterns were mixed, which is refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.compiler import is_compiling
+
+from ..ops import library as _ops
+
+__all__ = ["MARK", "SAVED", "Patterned", "is_plain", "same_marks"]
+
+SAVED = ("ccol_indices", "row_indices")
+MARK = "pattern_mark"
+_PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
+
+Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is memory of its own: not traced, batched or distributed."""
+    return (
+        type(tensor) in _PLAIN
+        and not tensor.is_meta
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        and not torch._is_functional_tensor(tensor)
+    )
+
+
+def same_marks(mine: torch.Tensor, known: torch.Tensor | None) -> bool:
+    """Whether two marks are of one pattern, as far as averaging and 16 bits leave that to be seen."""
+    if known is None:
+        return False
+    # An average that is hardly begun differs by little, and the rounding of one with equals by less.
+    room = 1e-6 if mine.dtype == torch.float64 else 1e-2
+    return bool(((mine.detach().double().cpu() - known.double().cpu()).abs() < room).all())
+
+
+class Patterned(nn.Module):
+    """A module that saves a pattern of nnz connections among M x N positions."""
+
+    in_features: int
+    out_features: int
+    weight: nn.Parameter  # (nnz,)
+    ccol_indices: torch.Tensor
+    row_indices: torch.Tensor
+    pattern_mark: torch.Tensor
+    _buffers: dict[str, torch.Tensor]  # type: ignore[assignment]  # the three above, always
+    _tables: Tables | None
+    _source: tuple | None  # what the tables were derived from: see _stamp
+    _source_of_inference: tuple | None = None
+    _known: torch.Tensor | None  # the mark of that pattern
+    _marked: int  # how often the mark had been written
+
+    def _allocate_pattern(self, in_features: int, out_features: int, nnz: int, device: torch.device) -> None:
+        """Buffers of these sizes, which are no pattern yet."""
+        self.in_features, self.out_features = in_features, out_features
+        for name, size in zip(SAVED, (in_features + 1, nnz), strict=True):
+            self.register_buffer(name, torch.zeros(size, device=device, dtype=torch.int32))
+        self.register_buffer(MARK, torch.zeros(_ops.MARKS, device=device, dtype=torch.float64))
+        self._forget()
+        if device.type == "meta":
+            # Traced where nothing has values, the row view is tensors like any other.
+            self._tables = _ops.transposed(self.ccol_indices, self.row_indices, out_features)
+
+    def _forget(self) -> None:
+        self._tables = self._source = self._source_of_inference = self._known = None
+        self._marked = -1
+
+    def _row_view(self) -> Tables:
+        """The row view of the pattern as it is now: crow_indices, col_indices and perm."""
+        buffers, source = self._buffers, self._source
+        ccol, row = buffers["ccol_indices"], buffers["row_indices"]
+        if is_compiling():
+            return self._traced_view(ccol, row)
+        if (
+            source is not None
+            and source[0] is ccol
+            and source[1] is row
+            and ccol._version == source[2]
+            and row._version == source[3]
+            and row.data_ptr() == source[4]
+            and ccol.data_ptr() == source[5]
+        ):
+            return self._tables  # type: ignore[return-value]
+        return self._derived(ccol, row)
+
+    def _traced_view(self, ccol: torch.Tensor, row: torch.Tensor) -> Tables:
+        """A graph reads the tables where they lie, as it reads parameters; rewiring writes into them."""
+        tables = self._tables
+        if tables is None or tables[0].device != ccol.device:
+            return _ops.transposed(ccol, row, self.out_features)
+        return tables
+
+    def _derived(self, ccol: torch.Tensor, row: torch.Tensor) -> Tables:
+        if not (is_plain(ccol) and is_plain(row)):
+            if ccol.is_meta and self._tables is not None and self._tables[0].is_meta:
+                return self._tables
+            return _ops.transposed(ccol, row, self.out_features)
+        source = self._source
+        if source is None and self._tables is not None and self._source_of_inference == self._places(ccol, row):
+            return self._tables  # without versions
+        with torch.inference_mode(False), torch.no_grad():
+            if getattr(self.__dict__.get("_hf_hook"), "offload", False):  # memory that goes after each call
+                self._forget()
+                self._check_pattern(ccol, row)
+                return _ops.transposed(ccol, row, self.out_features)
+            return self._settled(ccol, row)
+
+    def _settled(self, ccol: torch.Tensor, row: torch.Tensor) -> Tables:
+        """Find out what the saved tensors hold now, and derive the row view anew where it is another pattern."""
+        tables = self._tables
+        source, mark = self._source, self._buffers[MARK]
+        in_place = source is not None and source[0] is ccol and source[1] is row
+        problem = self._problem_of_pattern(ccol, row)
+        found = _ops.pattern_mark(ccol, row) if problem is None else None
+        if in_place and self._mark_written() and is_plain(mark):
+            held = same_marks(mark, self._known)
+            if held and tables is not None and not (found is not None and same_marks(found, self._known)):
+                self._restore(ccol, row, tables)  # an average with equals
+                return tables
+            if not held and not (found is not None and same_marks(mark, found)):
+                raise ValueError(
+                    f"{self}: ccol_indices, row_indices and pattern_mark must be those of one pattern, got a mixture:"
+                    " buffers were averaged with those of a layer that is connected otherwise. Average parameters alone"
+                    " (use_buffers=False) and let averages follow each rewiring:"
+                    " dendnorm.integrations.averages.follow"
+                )
+        if found is None:
+            raise ValueError(
+                f"{self}: {problem}; the layer's pattern was overwritten with what is none. Load a state_dict, or call"
+                " reset_parameters()"
+            )
+        if tables is None or tables[0].device != ccol.device:
+            tables = self._tables = _ops.transposed(ccol, row, self.out_features)
+        elif not same_marks(found, self._known):
+            fresh = _ops.transposed(ccol, row, self.out_features)
+            if in_place and len(tables[1]) == len(row):
+                for mine, new in zip(tables, fresh, strict=True):
+                    mine.copy_(new)  # graphs know where they lie
+            else:
+                tables = self._tables = fresh
+        self._set_mark(found)
+        self._stamp(found)
+        return tables
+
+    def _was_overwritten(self) -> bool:
+        """Derive anew what was written in ways that nothing counts: under inference mode, by a collective, by NumPy."""
+        ccol, row = self._buffers["ccol_indices"], self._buffers["row_indices"]
+        if not (is_plain(ccol) and is_plain(row)):
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            self._settled(ccol, row)
+        return True
+
+    def _problem_of_pattern(self, ccol: torch.Tensor, row: torch.Tensor) -> str | None:
+        try:
+            self._check_pattern(ccol, row)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def _restore(self, ccol: torch.Tensor, row: torch.Tensor, tables: Tables) -> None:
+        """The saved tensors again, exactly, from the row view."""
+        assert self._known is not None
+        exact, rows, _ = _ops.transposed(tables[0], tables[1], self.in_features)
+        ccol.copy_(exact)
+        row.copy_(rows)
+        self._set_mark(self._known)
+        self._stamp(self._known)
+
+    def _mark_written(self) -> bool:
+        mark = self._buffers[MARK]
+        return not mark.is_inference() and mark._version != self._marked
+
+    def _set_mark(self, mark: torch.Tensor) -> None:
+        own = self._buffers[MARK]
+        if own is not None and is_plain(own) and own.dtype == torch.float64 and own.device == mark.device:
+            if not own.is_inference():
+                own.copy_(mark)
+        else:
+            self._buffers[MARK] = mark.clone()
+
+    @staticmethod
+    def _places(ccol: torch.Tensor, row: torch.Tensor) -> tuple:
+        return id(ccol), id(row), ccol.data_ptr(), row.data_ptr()
+
+    def _stamp(self, mark: torch.Tensor) -> None:
+        """The tables belong to the saved tensors as they are now, whose mark this is."""
+        ccol, row, own = (self._buffers[name] for name in (*SAVED, MARK))
+        self._known = mark.detach().clone()
+        self._marked = -1 if own.is_inference() else own._version
+        if ccol.is_inference() or row.is_inference():  # which count no writes
+            self._source, self._source_of_inference = None, self._places(ccol, row)
+        else:
+            self._source = (ccol, row, ccol._version, row._version, row.data_ptr(), ccol.data_ptr())
+            self._source_of_inference = None
+        for table in self._tables or ():
+            table.__dict__["_dynamo_static_input_type"] = "unguarded"  # as torch._dynamo.mark_static_address
+
+    def _adopt(self, mark: torch.Tensor | None = None) -> None:
+        """Derive the row view of a pattern that is known to be sound, where graphs know it to lie."""
+        ccol, row = self._buffers["ccol_indices"], self._buffers["row_indices"]
+        source, tables = self._source, self._tables
+        with torch.inference_mode(False), torch.no_grad():
+            fresh = _ops.transposed(ccol, row, self.out_features)
+            if source is not None and source[1] is row and tables is not None:
+                for mine, new in zip(tables, fresh, strict=True):
+                    mine.copy_(new)
+            else:
+                self._tables = fresh
+            mark = _ops.pattern_mark(ccol, row) if mark is None else mark
+            self._set_mark(mark)
+            self._stamp(mark)
+
+    def _check_pattern(self, ccol_indices: Any, row_indices: Any) -> None:
+        """Refuse what is no pattern of this shape and nnz: ValueError."""
+        for name, tensor in zip(SAVED, (ccol_indices, row_indices), strict=True):
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.int32 or tensor.dim() != 1:
+                kind = (
+                    (tensor.dtype, tuple(tensor.shape)) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                )
+                raise ValueError(f"{name} must be an int32 tensor of one dimension, got {kind}")
+        if len(row_indices) != len(self.weight):
+            raise ValueError(
+                f"row_indices must have {len(self.weight)} entries, as many as the layer has connections, got"
+                f" {len(row_indices)}; build the layer with nnz={len(row_indices)}"
+            )
+        _ops.check_view(ccol_indices, row_indices, self.in_features, self.out_features, *SAVED)
+
+    @property
+    def crow_indices(self) -> torch.Tensor:
+        """(M + 1,), where the connections of each output neuron begin in row order."""
+        return self._row_view()[0]
+
+    @property
+    def col_indices(self) -> torch.Tensor:
+        """(nnz,), the input neuron of each connection, in row order."""
+        return self._row_view()[1]
+
+    @property
+    def perm(self) -> torch.Tensor:
+        """(nnz,), the position in ``weight`` of each connection in row order."""
+        return self._row_view()[2]
