@@ -10,6 +10,7 @@
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
+#include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/optim/optimizer.h>
@@ -40,6 +41,7 @@ struct Edges {
 
 namespace nn {
 
+class SparseConv2d;
 class SparseLinear;
 class SparseLinearImpl;
 
@@ -207,11 +209,21 @@ class DENDNORM_API SparseLinearImpl : public torch::nn::Cloneable<SparseLinearIm
   // Throws, without a change, where the two are no pattern of this layer's shape and nnz.
   void check_pattern(const torch::Tensor& ccol_indices, const torch::Tensor& row_indices) const;
 
+ protected:
+  struct Unwritten {};
+
+  SparseLinearImpl(SparseLinearOptions options, Unwritten);
+  // For an unwritten layer: this pattern with these effective weights, and this bias where it is defined.
+  void fill(const torch::Tensor& ccol, const torch::Tensor& row, const torch::Tensor& effective,
+            const torch::Tensor& bias);
+  // The same with all that `layer` has, and a norm of its own.
+  void copy_from(const SparseLinearImpl& layer, const std::optional<torch::Device>& device);
+  SparseLinearOptions options_of_copy(const std::optional<torch::Device>& device) const;
+
  private:
   friend class SparseLinear;
   friend class dendnorm::SET;
   friend DENDNORM_API void load_state_dict(torch::nn::Module& module, const StateDict& state, bool strict);
-  struct Unwritten {};
 
   // Takes a checked pattern in place; the caller moves the values.
   void write_pattern(const torch::Tensor& ccol_indices, const torch::Tensor& row_indices);
@@ -219,10 +231,6 @@ class DENDNORM_API SparseLinearImpl : public torch::nn::Cloneable<SparseLinearIm
   void write_views(const torch::Tensor& ccol_indices, const torch::Tensor& row_indices,
                    const torch::Tensor& crow_indices, const torch::Tensor& col_indices, const torch::Tensor& perm);
 
-  SparseLinearImpl(SparseLinearOptions options, Unwritten);
-  static std::shared_ptr<SparseLinearImpl> of_weights(const SparseLinearOptions& options, const torch::Tensor& ccol,
-                                                      const torch::Tensor& row, const torch::Tensor& effective,
-                                                      const torch::Tensor& bias);
   void allocate();
   void adopt(const Norm& norm);
   void draw(int64_t seed);
@@ -244,6 +252,57 @@ class DENDNORM_API SparseLinear : public torch::nn::ModuleHolder<SparseLinearImp
   static SparseLinear from_csr(const torch::Tensor& crow_indices, const torch::Tensor& col_indices,
                                const torch::Tensor& values, std::pair<int64_t, int64_t> shape,
                                const torch::Tensor& bias = {}, const NormChoice& norm = "l0");
+};
+
+// ---- The convolution ----
+
+struct DENDNORM_API SparseConv2dOptions {
+  // Channels, kernel, stride, padding, dilation, groups, padding mode and whether there is a bias are torch's:
+  // SparseConv2dOptions(torch::nn::Conv2dOptions(64, 128, 3).padding(1)).density(0.1).
+  SparseConv2dOptions(torch::nn::Conv2dOptions conv);
+
+  TORCH_ARG(torch::nn::Conv2dOptions, conv);
+  // As of SparseLinearOptions, the positions being (in_channels / groups) kh kw taps for each of out_channels filters.
+  TORCH_ARG(std::optional<double>, density) = std::nullopt;
+  TORCH_ARG(std::optional<int64_t>, nnz) = std::nullopt;
+  TORCH_ARG(NormChoice, norm) = "l0";
+  TORCH_ARG(std::optional<int64_t>, seed) = std::nullopt;
+  TORCH_ARG(torch::Device, device) = torch::kCPU;
+  TORCH_ARG(std::optional<torch::Dtype>, dtype) = std::nullopt;
+};
+
+// A convolution with exactly nnz connections, each a tap of a filter, used like torch::nn::Conv2d. Its pattern, norm,
+// state and rewiring are those of a SparseLinear from taps to filters: options.in_features() is the number of taps that
+// a filter may have, tap (c, y, x) of the group's channels being number (c kh + y) kw + x, options.out_features() that
+// of filters, and edges() gives filter and tap.
+class DENDNORM_API SparseConv2dImpl : public SparseLinearImpl {
+ public:
+  explicit SparseConv2dImpl(SparseConv2dOptions options);
+
+  torch::nn::Conv2dOptions conv;  // as they were given
+
+  // Images (B, C, H, W) or (C, H, W) of weight's dtype, or of 16 bits where that is float32, give (B, M, H', W') or
+  // (M, H', W') of the same dtype, and in memory in their order: samples or channels innermost, or contiguous.
+  torch::Tensor forward(const torch::Tensor& input);
+  // A torch::nn::Conv2d with the effective weights and a copy of the bias, of the same dtype, device and mode.
+  torch::nn::Conv2d to_dense() const;
+
+  std::shared_ptr<torch::nn::Module> clone(const std::optional<torch::Device>& device = std::nullopt) const override;
+  void pretty_print(std::ostream& stream) const override;
+
+ private:
+  friend class SparseConv2d;
+  SparseConv2dImpl(SparseLinearOptions options, torch::nn::Conv2dOptions conv);
+};
+
+class DENDNORM_API SparseConv2d : public torch::nn::ModuleHolder<SparseConv2dImpl> {
+ public:
+  using Impl = SparseConv2dImpl;
+  using torch::nn::ModuleHolder<SparseConv2dImpl>::ModuleHolder;
+
+  // A layer that computes what `conv` does with its largest weights alone; see SparseLinear::from_dense.
+  static SparseConv2d from_dense(const torch::nn::Conv2d& conv, std::optional<double> density = std::nullopt,
+                                 const NormChoice& norm = "l0");
 };
 
 // ---- State dicts: the names and tensors of Python's, for any module ----
@@ -284,11 +343,11 @@ struct SETOptions {
   TORCH_ARG(int64_t, seed) = 0;    // in [0, 2^63)
 };
 
-// One step() excises, in every SparseLinear of the model, the k = round(zeta nnz) connections (half to even) of the
-// smallest |w|, and grows k at positions that are then empty, uniformly at random, with values of 0, or, for norms with
-// b other than 0, normal ones of the root mean square that the layer's values have. In place: parameters, storage and
-// nnz stay. The gradient and the optimizer's state (SGD, Adam, AdamW, RMSprop, Adagrad) move with the connections that
-// stay and are 0 for new ones. A step that throws has changed nothing.
+// One step() excises, in every SparseLinear and SparseConv2d of the model, the k = round(zeta nnz) connections (half to
+// even) of the smallest |w|, and grows k at positions that are then empty, uniformly at random, with values of 0, or,
+// for norms with b other than 0, normal ones of the root mean square that the layer's values have. In place:
+// parameters, storage and nnz stay. The gradient and the optimizer's state (SGD, Adam, AdamW, RMSprop, Adagrad) move
+// with the connections that stay and are 0 for new ones. A step that throws has changed nothing.
 //
 // Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
 // inspired by network science", Nature Communications 9, 2018; the criterion as in Bird and Cuntz.

@@ -12,22 +12,18 @@ namespace dendnorm::nn {
 
 using at::Tensor;
 
-std::shared_ptr<SparseLinearImpl> SparseLinearImpl::of_weights(const SparseLinearOptions& options, const Tensor& ccol,
-                                                               const Tensor& row, const Tensor& effective,
-                                                               const Tensor& bias) {
+void SparseLinearImpl::fill(const Tensor& ccol, const Tensor& row, const Tensor& effective, const Tensor& given_bias) {
   torch::NoGradGuard no_grad;
-  Norm norm = options.norm().resolve();
-  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, Unwritten{}));
-  layer->write_pattern(ccol, row);
-  norm->check(*layer);
-  const bool taken = norm->excitability.defined();
-  const auto [values, excitability] = norm->raw_values(effective, layer->row_indices, layer->options.out_features());
-  norm->initialise(*layer);
-  layer->adopt(norm);
-  layer->weight.copy_(values);
-  if (bias.defined()) layer->bias.copy_(bias);
-  if (excitability.defined() && !taken) norm->excitability.copy_(excitability);
-  return layer;
+  Norm chosen = options.norm().resolve();
+  write_pattern(ccol, row);
+  chosen->check(*this);
+  const bool taken = chosen->excitability.defined();
+  const auto [values, excitability] = chosen->raw_values(effective, row_indices, options.out_features());
+  chosen->initialise(*this);
+  adopt(chosen);
+  weight.copy_(values);
+  if (given_bias.defined()) bias.copy_(given_bias);
+  if (excitability.defined() && !taken) chosen->excitability.copy_(excitability);
 }
 
 SparseLinear SparseLinear::from_dense(const torch::nn::Linear& linear, std::optional<double> density,
@@ -42,9 +38,10 @@ SparseLinear SparseLinear::from_dense(const torch::nn::Linear& linear, std::opti
   if (density.has_value()) count = counted(density, std::nullopt, rows * cols);
   const auto [ccol, row, effective] = ops::call_largest_connections(dense, count, "linear.weight");
   const auto dtype = dense.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
-  const auto options = SparseLinearOptions(cols, rows).nnz(row.numel()).norm(norm).bias(linear->bias.defined());
-  auto layer = SparseLinearImpl::of_weights(SparseLinearOptions(options).device(dense.device()).dtype(dtype), ccol, row,
-                                            effective, linear->bias);
+  auto options = SparseLinearOptions(cols, rows).nnz(row.numel()).norm(norm).bias(linear->bias.defined());
+  options.device(dense.device()).dtype(dtype);
+  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, SparseLinearImpl::Unwritten{}));
+  layer->fill(ccol, row, effective, linear->bias);
   layer->weight.requires_grad_(linear->weight.requires_grad());
   if (linear->bias.defined()) layer->bias.requires_grad_(linear->bias.requires_grad());
   layer->train(linear->is_training());
@@ -67,7 +64,9 @@ SparseLinear SparseLinear::from_csr(const Tensor& crow_indices, const Tensor& co
                            .bias(bias.defined())
                            .device(values.device())
                            .dtype(values.scalar_type());
-  return SparseLinear(SparseLinearImpl::of_weights(options, ccol, row, effective, bias));
+  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, SparseLinearImpl::Unwritten{}));
+  layer->fill(ccol, row, effective, bias);
+  return SparseLinear(layer);
 }
 
 }  // namespace dendnorm::nn

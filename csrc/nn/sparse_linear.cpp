@@ -1,14 +1,12 @@
 // The layer: torch::nn::Linear with few connections and a dendritic normalisation.
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorIndexing.h>
 #include <ATen/TensorOperators.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/Exception.h>
 
-#include <mutex>
-
 #include "nn/checks.h"
 #include "nn/dendnorm.h"
+#include "nn/layer.h"
 #include "nn/move.h"
 #include "ops/call.h"
 #include "ops/convert.h"
@@ -40,29 +38,6 @@ SparseLinearOptions checked(SparseLinearOptions options) {
   options.nnz(counted(options.density(), options.nnz(), positions)).density(std::nullopt);
   TORCH_CHECK_VALUE(!options.device().is_meta(), "device must have values, got meta");
   return options.dtype(checked_dtype(options.dtype()));
-}
-
-ops::Pattern pattern_of(const SparseLinearImpl& layer) {
-  return {layer.ccol_indices, layer.row_indices, layer.crow_indices, layer.col_indices, layer.perm};
-}
-
-dendnorm::Norm norm_of(const SparseLinearImpl& layer) {
-  const NormOptions& options = layer.norm->options;
-  return {options.a(), options.b(), options.p()};
-}
-
-// torch::nn::Linear draws its first weights, which nobody sees here.
-torch::nn::Linear undrawn_linear(const torch::nn::LinearOptions& options) {
-  auto generator = at::detail::getDefaultCPUGenerator();
-  Tensor state;
-  {
-    const std::lock_guard<std::mutex> lock(generator.mutex());
-    state = generator.get_state();
-  }
-  torch::nn::Linear linear(options);
-  const std::lock_guard<std::mutex> lock(generator.mutex());
-  generator.set_state(state);
-  return linear;
 }
 
 }  // namespace
@@ -132,20 +107,27 @@ void SparseLinearImpl::reset_parameters(std::optional<int64_t> seed) {
 void SparseLinearImpl::reset() { reset_parameters(); }
 
 std::shared_ptr<torch::nn::Module> SparseLinearImpl::clone(const std::optional<torch::Device>& device) const {
-  torch::NoGradGuard no_grad;
-  auto fresh = options;
-  fresh.device(device.value_or(weight.device())).dtype(weight.scalar_type());
-  const std::shared_ptr<SparseLinearImpl> copy(new SparseLinearImpl(fresh, Unwritten{}));
-  copy->adopt(Norm(std::dynamic_pointer_cast<NormImpl>(norm->clone(device))));
-  copy->weight.copy_(weight);
-  copy->weight.requires_grad_(weight.requires_grad());
-  if (bias.defined()) {
-    copy->bias.copy_(bias);
-    copy->bias.requires_grad_(bias.requires_grad());
-  }
-  copy->write_pattern(ccol_indices, row_indices);
-  copy->train(is_training());
+  const std::shared_ptr<SparseLinearImpl> copy(new SparseLinearImpl(options_of_copy(device), Unwritten{}));
+  copy->copy_from(*this, device);
   return copy;
+}
+
+SparseLinearOptions SparseLinearImpl::options_of_copy(const std::optional<torch::Device>& device) const {
+  auto fresh = options;
+  return fresh.device(device.value_or(weight.device())).dtype(weight.scalar_type());
+}
+
+void SparseLinearImpl::copy_from(const SparseLinearImpl& layer, const std::optional<torch::Device>& device) {
+  torch::NoGradGuard no_grad;
+  adopt(Norm(std::dynamic_pointer_cast<NormImpl>(layer.norm->clone(device))));
+  weight.copy_(layer.weight);
+  weight.requires_grad_(layer.weight.requires_grad());
+  if (bias.defined()) {
+    bias.copy_(layer.bias);
+    bias.requires_grad_(layer.bias.requires_grad());
+  }
+  write_pattern(layer.ccol_indices, layer.row_indices);
+  train(layer.is_training());
 }
 
 Tensor SparseLinearImpl::forward(const Tensor& input) {
@@ -169,8 +151,8 @@ double SparseLinearImpl::density() const {
 
 torch::nn::Linear SparseLinearImpl::to_dense() const {
   torch::NoGradGuard no_grad;
-  torch::nn::Linear linear =
-      undrawn_linear(torch::nn::LinearOptions(options.in_features(), options.out_features()).bias(bias.defined()));
+  auto linear = undrawn<torch::nn::Linear>(
+      torch::nn::LinearOptions(options.in_features(), options.out_features()).bias(bias.defined()));
   linear->to(weight.device(), weight.scalar_type());
   const auto [row, col] = edges();
   linear->weight.zero_().index_put_({row, col}, effective_weight());

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
@@ -120,6 +121,32 @@ def test_the_gpt2_example_runs(tmp_path):
     pytest.importorskip("transformers", reason="the package transformers is not installed")
     out = run_example("gpt2_sparsify.py", "--layers", "2", "--width", "64", "--tokens", "32", "--out", str(tmp_path))
     assert "the same outputs" in out and (tmp_path / "gpt2.safetensors").exists()
+
+
+@pytest.mark.feature("examples/resnet_cifar.py: dense, SET and RigL on a few images; goes on where it stopped")
+def test_the_resnet_example_runs_and_goes_on(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="the package pillow is not installed")
+    for split, count in (("train", 4), ("test", 2)):
+        for label in range(10):
+            folder = tmp_path / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image.new("RGB", (32, 32), (25 * label, 20 * number, 50)).save(folder / f"{number}.png")
+    runs = ["dense", "SET l0 90%", "RigL none 95%"]
+
+    def run(out: str, *more: str) -> dict:
+        sizes = ["--width", "8", "--batch", "16", "--every", "1", "--epochs", "2", "--examples", "32"]
+        run_example("resnet_cifar.py", "--root", str(tmp_path), "--out", str(tmp_path / out), *sizes, "--runs", *runs,
+                    *more)  # fmt: skip
+        return json.loads((tmp_path / out / "results.json").read_text())
+
+    whole = run("whole")
+    assert list(whole) == runs and "| RigL none 95% |" in (tmp_path / "whole" / "results.md").read_text()
+    assert whole["SET l0 90%"]["bytes"] < 0.5 * whole["dense"]["bytes"]
+    assert all(len(found["history"]) == 1 for found in run("parts", "--until", "1").values())
+    for name, found in run("parts").items():
+        seen = [[(epoch["accuracy"], epoch["loss"]) for epoch in each["history"]] for each in (found, whole[name])]
+        assert seen[0] == seen[1]
 
 
 @pytest.mark.feature("examples/char_transformer.py: sparse against dense with equal numbers of parameters")
@@ -241,7 +268,7 @@ def test_types_name_subclasses():
         model = nn.Sequential(Subclass(6, 6), nn.Linear(6, 6))
         assert list(dendnorm.sparsify(model, 0.5, types=types)) == ["0"]
         assert list(dendnorm.densities(nn.Sequential(Subclass(6, 6)), 0.5, types=types)) == ["0"]
-    for wrong in ([nn.Conv2d], [3], nn.Linear, "Subclass"):
+    for wrong in ([nn.Conv3d], [3], nn.Linear, "Subclass"):
         with pytest.raises(TypeError, match="types must"):
             dendnorm.sparsify(nn.Sequential(nn.Linear(6, 6)), 0.5, types=wrong)
 

@@ -12,12 +12,21 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dendnorm import SET, SparseLinear
+from dendnorm import SET, SparseConv2d, SparseLinear
 
 NORMS = ["none", "l0", "joint"]
 
 
-def made(seed: int, norm: str = "l0", **options: object) -> SparseLinear:
+class Convolution(SparseConv2d):
+    """Of windows as large as the image, given and taken flat: what a linear layer computes."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.view(-1, 5, 2, 2)).flatten(1)
+
+
+def made(seed: int, norm: str = "l0", kind: str = "linear", **options: object) -> SparseLinear | Convolution:
+    if kind == "conv":
+        return Convolution(5, 10, 2, density=0.3, norm=norm, seed=seed, **options)
     return SparseLinear(20, 10, 0.3, norm=norm, seed=seed, **options)
 
 
@@ -138,10 +147,10 @@ WAYS = [by_copy, by_copy_backwards, by_copy_as_version_0_1_saved, by_foreach_cop
 
 @pytest.mark.feature("state that is set tensor by tensor, in whatever way: the next call has the other pattern")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("norm", "kind"), [*((norm, "linear") for norm in NORMS), ("joint", "conv")])
 @pytest.mark.parametrize("called_before", [True, False])
-def test_state_may_be_set_in_any_way(way, norm, called_before, tmp_path):
-    target, source = made(0, norm), made(1, norm)
+def test_state_may_be_set_in_any_way(way, norm, kind, called_before, tmp_path):
+    target, source = made(0, norm, kind), made(1, norm, kind)
     with torch.no_grad():
         source.bias.normal_()
     if called_before:
@@ -157,7 +166,7 @@ def test_state_may_be_set_in_any_way(way, norm, called_before, tmp_path):
     target(X).sum().backward()
     SET(target, None, zeta=0.3, seed=1).step()
     check(target)
-    again = made(2, norm)
+    again = made(2, norm, kind)
     again.load_state_dict(target.state_dict())
     check(again)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from .._extras import require
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from . import topology as analysis
 from .style import PALETTE, colours, new_figure, open_frames, save
 from .style import heading as draw_heading
@@ -40,7 +40,7 @@ def distributions(model: Any, path: str | Path | None = None) -> Figure:
     Raises:
         ValueError: there is none.
     """
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, SparseLinear)]
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)]
     if not layers:
         raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
     figure = new_figure(11, 0.6 + 2.6 * len(layers))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..nn.linear import SparseLinear
+from ..nn.conv import SparseConv
+from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
 
 __all__ = [
@@ -27,12 +28,12 @@ __all__ = [
 ]
 
 
-def efferent_map(layer: SparseLinear, image_shape: Sequence[int]) -> torch.Tensor:
+def efferent_map(layer: SparseLayer, image_shape: Sequence[int]) -> torch.Tensor:
     """Number of efferent connections of each input, laid out as the image that the inputs are (figure 2A).
 
     Args:
-        layer: whose inputs are pixels.
-        image_shape: sizes whose product is ``layer.in_features``.
+        layer: whose inputs are pixels. Of a convolution each input is a channel.
+        image_shape: sizes whose product is the number of inputs.
 
     Returns:
         int64, of shape ``image_shape``.
@@ -40,17 +41,20 @@ def efferent_map(layer: SparseLinear, image_shape: Sequence[int]) -> torch.Tenso
     Raises:
         ValueError: another number of pixels.
     """
-    if math.prod(image_shape) != layer.in_features:
-        raise ValueError(f"image_shape must have {layer.in_features} pixels, got {tuple(image_shape)}")
-    return layer.out_degrees().view(*image_shape).long()
+    degrees = layer.out_degrees()
+    if math.prod(image_shape) != len(degrees):
+        raise ValueError(f"image_shape must have {len(degrees)} pixels, got {tuple(image_shape)}")
+    return degrees.view(*image_shape).long()
 
 
 @torch.no_grad()
-def mean_weighted_input(layer: SparseLinear, inputs: torch.Tensor, batch: int = 1000) -> torch.Tensor:
+def mean_weighted_input(layer: SparseLayer, inputs: torch.Tensor, batch: int = 1000) -> torch.Tensor:
     """What arrives at each neuron through its connections, without the bias: the mean of (w x)_i over the inputs.
 
+    Of a convolution: at each filter, the mean over inputs and positions.
+
     Args:
-        inputs: (examples, in_features), at least one example.
+        inputs: (examples, in_features), or (examples, in_channels, *) of a convolution; at least one example.
         batch: examples computed at a time.
 
     Returns:
@@ -59,29 +63,35 @@ def mean_weighted_input(layer: SparseLinear, inputs: torch.Tensor, batch: int = 
     Raises:
         ValueError: inputs of another shape.
     """
-    if inputs.ndim != 2 or inputs.shape[1] != layer.in_features or len(inputs) == 0:
-        raise ValueError(f"inputs must have shape (examples, {layer.in_features}), got {tuple(inputs.shape)}")
+    width, dims, shape = layer.in_features, 2, f"(examples, {layer.in_features})"
+    if isinstance(layer, SparseConv):
+        width, dims, shape = layer.in_channels, 2 + len(layer.kernel_size), f"(examples, {layer.in_channels}, *)"
+    if inputs.ndim != dims or inputs.shape[1] != width or len(inputs) == 0:
+        raise ValueError(f"inputs must have shape {shape}, got {tuple(inputs.shape)}")
     total = torch.zeros(layer.out_features, dtype=torch.float64, device=inputs.device)
+    count = 0
     for rows in inputs.split(batch):
-        total += layer(rows).sum(0, dtype=torch.float64)
-    mean = total / len(inputs)
+        outputs = layer(rows).transpose(0, 1).flatten(1)
+        total += outputs.sum(1, dtype=torch.float64)
+        count += outputs.shape[1]
+    mean = total / count
     return mean if layer.bias is None else mean - layer.bias
 
 
-def first_sparse(model: nn.Sequential) -> tuple[nn.Module, SparseLinear]:
+def first_sparse(model: nn.Sequential) -> tuple[nn.Module, SparseLayer]:
     """What a sequence has before its first sparse layer (nothing: the identity), and that layer.
 
     Raises:
         ValueError: there is none.
     """
     for index, module in enumerate(model):
-        if isinstance(module, SparseLinear):
+        if isinstance(module, SparseLayer):
             return model[:index], module
     raise ValueError("model must hold a SparseLinear, got none")
 
 
 @torch.no_grad()
-def snapshot(layer: SparseLinear, inputs: torch.Tensor) -> dict[str, Any]:
+def snapshot(layer: SparseLayer, inputs: torch.Tensor) -> dict[str, Any]:
     """The quantities of figure 2 as lists, which JSON can hold.
 
     Returns:
@@ -99,7 +109,7 @@ def snapshot(layer: SparseLinear, inputs: torch.Tensor) -> dict[str, Any]:
     }
 
 
-def degree_histogram(layer: SparseLinear, side: str = "in") -> torch.Tensor:
+def degree_histogram(layer: SparseLayer, side: str = "in") -> torch.Tensor:
     """How many neurons have how many connections: entry d counts those with d.
 
     Args:
@@ -118,7 +128,7 @@ def degree_histogram(layer: SparseLinear, side: str = "in") -> torch.Tensor:
 
 @torch.no_grad()
 def weight_histogram(
-    layer: SparseLinear, bins: int = 50, limits: tuple[float, float] | None = None, effective: bool = True
+    layer: SparseLayer, bins: int = 50, limits: tuple[float, float] | None = None, effective: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How the weights of the connections are distributed, over bins of equal width.
 
@@ -181,7 +191,7 @@ class TopologyChange:
         return self.shared / union if union else 1.0
 
 
-def topology_change(before: SparseLinear | Pattern, after: SparseLinear | Pattern) -> TopologyChange:
+def topology_change(before: SparseLayer | Pattern, after: SparseLayer | Pattern) -> TopologyChange:
     """What changed from one pattern to another; O(nnz log nnz) and without an array of all positions.
 
     Rewiring writes into a layer's own tensors: keep ``layer.pattern.clone()`` to compare with later.
@@ -189,7 +199,7 @@ def topology_change(before: SparseLinear | Pattern, after: SparseLinear | Patter
     Raises:
         ValueError: patterns of different sizes.
     """
-    first, second = (part.pattern if isinstance(part, SparseLinear) else part for part in (before, after))
+    first, second = (part.pattern if isinstance(part, SparseLayer) else part for part in (before, after))
     sizes = [(pattern.out_features, pattern.in_features) for pattern in (first, second)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"patterns must have one size (out_features, in_features), got {sizes[0]} and {sizes[1]}")

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from .._extras import require
-from ..nn.linear import SparseLinear
+from ..nn.conv import SparseConv
+from ..nn.layer import SparseLayer
 from ..nn.spread import is_spread
 from .container import FORMAT, encode, read, write
 
@@ -137,9 +138,9 @@ def describe(path: Path) -> dict[str, Any]:
     """What a checkpoint holds, without a model: enough to build the model that it fits.
 
     Returns:
-        "format"; "layers": for each sparse layer by name its in_features, out_features, nnz and the norm's a, b, p and
-        variable; "tensors": shape and dtype of each of the model's; "holds": which of "optimizer", "rewirer" and "rng"
-        are in it; and "extra".
+        "format"; "layers": for each sparse layer by name its in_features, out_features, nnz, the norm's a, b, p and
+        variable, and of a convolution its "window", the arguments that gave it its shape; "tensors": shape and dtype of
+        each of the model's; "holds": which of "optimizer", "rewirer" and "rng" are in it; and "extra".
 
     Raises:
         FileNotFoundError, ValueError, ImportError: as ``load``.
@@ -181,8 +182,9 @@ def _layers(model: nn.Module) -> dict[str, Any]:
         name: {
             "in_features": layer.in_features, "out_features": layer.out_features, "nnz": layer.nnz,
             "norm": {"a": layer.norm.a, "b": layer.norm.b, "p": layer.norm.p, "variable": layer.norm.variable},
+            **({"window": layer.window()} if isinstance(layer, SparseConv) else {}),
         }
-        for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SparseLinear)
+        for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, SparseLayer)
     }  # fmt: skip
 
 
@@ -240,7 +242,7 @@ def _checked_model(content: dict[str, Any], model: nn.Module, adopt_pattern: boo
         if own_kinds != given_kinds:
             raise ValueError(_differences(own_kinds, given_kinds))
     for name, layer in model.named_modules(remove_duplicate=False):
-        if not isinstance(layer, SparseLinear):
+        if not isinstance(layer, SparseLayer):
             continue
         prefix = f"{name}." if name else ""
         pattern = given[prefix + "ccol_indices"], given[prefix + "row_indices"]

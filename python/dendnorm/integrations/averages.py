@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.spread import Spread, is_spread
 from ..rewiring.exchange import exchanged
 from ..rewiring.reports import RewireReport
@@ -43,26 +43,26 @@ def follow(averaged: nn.Module, model: nn.Module, report: RewireReport) -> None:
     modules, planned = dict(inner.named_modules()), []
     for part in report:
         mine, theirs = modules.get(part.name), model.get_submodule(part.name)
-        if not isinstance(theirs, SparseLinear):
+        if not isinstance(theirs, SparseLayer):
             raise ValueError(f"model must hold the layer {part.name!r} that report tells of, got {theirs}")
         shape = (theirs.in_features, theirs.out_features, theirs.nnz)
-        if not isinstance(mine, SparseLinear) or (mine.in_features, mine.out_features, mine.nnz) != shape:
+        if not isinstance(mine, SparseLayer) or (mine.in_features, mine.out_features, mine.nnz) != shape:
             raise ValueError(f"averaged must hold a layer {part.name!r} like the model's, {theirs}, got {mine}")
         planned.append((mine, theirs, _source(part.name, mine, theirs, part.grown)))
     for mine, theirs, source in planned:
         for layer in modules.values():
-            if isinstance(layer, SparseLinear) and layer.weight is mine.weight:  # one rewiring for all that share it
+            if isinstance(layer, SparseLayer) and layer.weight is mine.weight:  # one rewiring for all that share it
                 layer._write(theirs.pattern)
         _move(mine.weight, theirs.weight, source)
 
 
-def _keys(layer: SparseLinear) -> torch.Tensor:
+def _keys(layer: SparseLayer) -> torch.Tensor:
     """A number for each connection, ascending."""
-    row, col = layer.edges()
+    row, col = layer.pattern.edges()
     return col * layer.out_features + row
 
 
-def _source(name: str, mine: SparseLinear, theirs: SparseLinear, grown: tuple) -> torch.Tensor:
+def _source(name: str, mine: SparseLayer, theirs: SparseLayer, grown: tuple) -> torch.Tensor:
     """Where the average of each of the model's connections is, -1 where there is none."""
     if is_spread(mine.weight) != is_spread(theirs.weight) or (
         is_spread(mine.weight) and Spread.of(mine.weight) != Spread.of(theirs.weight)

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from ..nn.norms import Norm
 
 __all__ = ["keep_scalars", "keep_whole"]
@@ -76,10 +76,10 @@ def keep_scalars(model: nn.Module, process_group: dist.ProcessGroup | None = Non
     return kept
 
 
-def _layers(model: nn.Module, function: str) -> dict[str, SparseLinear]:
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLinear)}
+def _layers(model: nn.Module, function: str) -> dict[str, SparseLayer]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
     if not layers:
-        raise ValueError(f"model must hold a SparseLinear, got none in {type(model).__name__}")
+        raise ValueError(f"model must hold a sparse layer, got none in {type(model).__name__}")
     if not dist.is_initialized():
         raise RuntimeError(f"torch.distributed must be initialised before {function}: call init_process_group")
     return layers

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from .places import first_names, replace, size, skipper
 from .report import Replaced
 
@@ -14,15 +15,15 @@ __all__ = ["densify"]
 
 
 def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
-    """Replace every ``SparseLinear`` in a model by an ``nn.Linear`` with its effective weights, in place.
+    """Replace every sparse layer in a model by the dense one with its effective weights, in place.
 
-    The model computes what it did, to rounding error, in layers that every tool knows: exporters, quantisation,
-    pruning, adapters. Training mode, dtype, device and ``requires_grad`` are kept; a module used in several places
-    stays one, and so does a Parameter of values or a bias that several layers share, where they agree in the rest.
-    An optimizer must be made afterwards.
+    It becomes an ``nn.Linear``, ``nn.Conv1d`` or ``nn.Conv2d``. The model computes what it did, to rounding error, in
+    layers that every tool knows: exporters, quantisation, pruning, adapters. Training mode, dtype, device and
+    ``requires_grad`` are kept; a module used in several places stays one, and so does a Parameter of values or a bias
+    that several layers share, where they agree in the rest. An optimizer must be made afterwards.
 
     Args:
-        model: any module but a ``SparseLinear``, which cannot replace itself: use its ``to_dense()``.
+        model: any module but a sparse layer, which cannot replace itself: use its ``to_dense()``.
         skip: qualified names to leave out, with everything inside them; ``*`` and ``?`` stand for any characters.
 
     Returns:
@@ -35,11 +36,12 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, SparseLinear):
-        raise ValueError("model must hold the SparseLinear to be replaced, got a SparseLinear; use to_dense()")
+    if isinstance(model, SparseLayer):
+        kind = type(model).__name__
+        raise ValueError(f"model must hold the {kind} to be replaced, got a {kind}; use to_dense()")
     skipped = skipper(model, skip)
     every = [(name, module) for name, module in model.named_modules(remove_duplicate=False)
-             if isinstance(module, SparseLinear)]  # fmt: skip
+             if isinstance(module, SparseLayer)]  # fmt: skip
     stays = {id(module) for name, module in every if skipped(name)}
     found = [(name, module) for name, module in every if id(module) not in stays]
     chosen = first_names(list(found))
@@ -47,7 +49,7 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
     made = _dense({id(module): module for _, module in found})
     before = size(model)
     replace(model, list(found), made)
-    layers = {name: module for name, module in chosen.items() if isinstance(module, SparseLinear)}
+    layers = {name: module for name, module in chosen.items() if isinstance(module, SparseLayer)}
     return Replaced(
         "densify",
         chosen,
@@ -58,29 +60,26 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
     )
 
 
-def _dense(layers: dict[int, SparseLinear]) -> dict[int, nn.Linear]:
+def _dense(layers: dict[int, SparseLayer]) -> dict[int, Any]:
     """For the ``id`` of each layer its dense form; what layers share is shared by these."""
-    made: dict[int, nn.Linear] = {}
+    made: dict[int, Any] = {}
     weights: dict[tuple, nn.Parameter] = {}
     biases: dict[int, nn.Parameter] = {}
     for key, layer in layers.items():
-        linear = layer.to_dense()
+        dense: Any = layer.to_dense()
         weight = layer.weight
-        linear.weight.requires_grad_(weight.requires_grad)
+        dense.weight.requires_grad_(weight.requires_grad)
         pattern = tuple(layer.row_indices.tolist()) if _shared(weight, layer, layers) else None
         if pattern is not None:
-            same = (id(weight), id(layer.norm), tuple(layer.ccol_indices.tolist()), pattern)
-            own = linear.weight
-            assert isinstance(own, nn.Parameter)
-            linear.weight = weights.setdefault(same, own)
+            shape = tuple(dense.weight.shape)
+            same = (id(weight), id(layer.norm), shape, tuple(layer.ccol_indices.tolist()), pattern)
+            dense.weight = weights.setdefault(same, dense.weight)
         if layer.bias is not None:
-            linear.bias.requires_grad_(layer.bias.requires_grad)
-            bias = linear.bias
-            assert isinstance(bias, nn.Parameter)
-            linear.bias = biases.setdefault(id(layer.bias), bias)
-        made[key] = linear
+            dense.bias.requires_grad_(layer.bias.requires_grad)
+            dense.bias = biases.setdefault(id(layer.bias), dense.bias)
+        made[key] = dense
     return made
 
 
-def _shared(weight: object, layer: SparseLinear, layers: dict[int, SparseLinear]) -> bool:
+def _shared(weight: object, layer: SparseLayer, layers: dict[int, SparseLayer]) -> bool:
     return any(other is not layer and other._parameters.get("weight") is weight for other in layers.values())

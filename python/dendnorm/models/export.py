@@ -20,9 +20,9 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
         program = torch.export.export(model, (x,)).run_decompositions(dendnorm.decompositions())
         torch.export.save(program, "model.pt2")  # runs where dendnorm is not installed
 
-    The program keeps the nnz values and their indices; a call makes the dense weight from them and multiplies by it.
-    Right for every norm, for neurons without connections and for 16-bit activations. ``torch.onnx.export`` decomposes
-    so by itself.
+    The program keeps the nnz values and their indices; a call makes the dense weight from them and multiplies or
+    convolves by it. Right for every norm, for neurons without connections and for 16-bit activations.
+    ``torch.onnx.export`` decomposes so by itself.
 
     Returns:
         for each op a function that computes it with PyTorch's ops; a fresh dict, to be changed at will.
@@ -33,6 +33,7 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
 
 _OURS: dict[OpOverload, Callable[..., Any]] = {
     _ops.sparse_linear: plain.sparse_linear,
+    _ops.sparse_conv2d: plain.sparse_conv2d,
     _ops.effective_weight: plain.effective_weight,
 }
 

@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-from ..nn.linear import SparseLinear
+from ..nn.layer import SparseLayer
 from .holders import holders
 from .readers import readers
 
-__all__ = ["CONV1D", "TYPES", "as_linear", "first_names", "kind_of", "places", "replace", "size", "skipper"]
+__all__ = ["CONV1D", "DENSE", "TYPES", "as_dense", "first_names", "kind_of", "places", "replace", "size", "skipper"]
 
 CONV1D = "transformers.pytorch_utils.Conv1D"
+DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d)  # what has a sparse form, and transformers' Conv1D
 TYPES: tuple[type | str, ...] = (nn.Linear, CONV1D)
 
 
@@ -30,13 +31,13 @@ def _is_conv1d(module: nn.Module) -> bool:
     return any(f"{kind.__module__}.{kind.__qualname__}" == CONV1D for kind in type(module).__mro__)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _is_conv1d(module)
+def _is_dense(module: nn.Module) -> bool:
+    return isinstance(module, DENSE) or _is_conv1d(module)
 
 
-def as_linear(module: nn.Module) -> nn.Linear:
+def as_dense(module: nn.Module) -> nn.Linear | nn.Conv1d | nn.Conv2d:
     """The module itself, or an ``nn.Linear`` that has a Conv1D's own memory."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, DENSE):
         return module
     weight, bias = module.weight, module.bias
     assert isinstance(weight, torch.Tensor)
@@ -52,13 +53,14 @@ def _check_types(types: Iterable[type | str]) -> list[type | str]:
         raise TypeError(f"types must be a list of classes or qualified names, got {types!r}")
     found = list(types)
     for kind in found:
-        if isinstance(kind, type) and issubclass(kind, nn.Linear):
+        if isinstance(kind, type) and issubclass(kind, DENSE):
             continue
         if isinstance(kind, type) and f"{kind.__module__}.{kind.__qualname__}" == CONV1D:
             continue
         if not isinstance(kind, str):
             raise TypeError(
-                f"types must hold subclasses of nn.Linear, transformers' Conv1D, or their qualified names, got {kind!r}"
+                "types must hold nn.Linear, nn.Conv1d, nn.Conv2d, subclasses of these, transformers' Conv1D, or"
+                f" qualified names, got {kind!r}"
             )
     return found
 
@@ -94,12 +96,13 @@ def places(
     Raises:
         TypeError, ValueError: the model is itself such a layer, or skip or types are not as ``sparsify`` says.
     """
-    if type(model) is nn.Linear or _is_conv1d(model):
-        kind = "nn.Linear" if type(model) is nn.Linear else "Conv1D"
-        raise ValueError(f"model must hold the {kind} to be replaced, got an {kind}; use SparseLinear.from_dense")
+    if type(model) in DENSE or _is_conv1d(model):
+        kind = "Conv1D" if _is_conv1d(model) else f"nn.{type(model).__name__}"
+        use = f"Sparse{type(model).__name__}" if type(model) in DENSE else "SparseLinear"
+        raise ValueError(f"model must hold the {kind} to be replaced, got an {kind}; use {use}.from_dense")
     kinds, skipped = _check_types(types), skipper(model, skip)
     every = [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
-    candidates = {id(module): module for _, module in every if _is_linear(module)}
+    candidates = {id(module): module for _, module in every if _is_dense(module)}
     read, held = readers(model, candidates.values()), holders(model, candidates.values())
     # A module that is used in several places stays everywhere if one of its names is skipped.
     stays = {id(module) for name, module in every if id(module) in candidates and skipped(name)}
@@ -123,7 +126,7 @@ def places(
 def _why_not(
     module: nn.Module, kinds: list[type | str], skipped: bool, reader: str | None, holder: str | None
 ) -> str | None:
-    """Why a linear layer is left, or None."""
+    """Why a layer that has a sparse form is left, or None."""
     if skipped:
         return "named in skip"
     if isinstance(module, LazyModuleMixin) and module.has_uninitialized_params():
@@ -138,19 +141,22 @@ def _why_not(
         if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
             return f"{type(hook).__name__} computes its weight at every call: remove that first"
     if type(module) not in kinds and kind_of(module) not in kinds:
-        what = "a subclass of nn.Linear " if isinstance(module, nn.Linear) and type(module) is not nn.Linear else ""
+        base = next((kind for kind in DENSE if isinstance(module, kind) and type(module) is not kind), None)
+        what = "" if base is None else f"a subclass of nn.{base.__name__} "
         return f"{kind_of(module)} is {what}not among types"
+    if isinstance(module, (nn.Conv1d, nn.Conv2d)) and module.groups == module.in_channels > 1:
+        return "a filter of it sees one channel (depthwise): of so few weights a sparse form would gain nothing"
     return None
 
 
 def _other(module: nn.Module) -> str | None:
     """Why a module of another kind is left, where it holds a matrix or filters."""
-    if isinstance(module, SparseLinear):
+    if isinstance(module, SparseLayer):
         return "sparse already"
     if isinstance(getattr(module, "weight", None), torch.Tensor) and "weight" in module._parameters:
         weight = module._parameters["weight"]
         if isinstance(weight, UninitializedTensorMixin):
-            return f"{type(module).__name__} has no size before a first batch, and is no linear layer"
+            return f"{type(module).__name__} has no size before a first batch, and no sparse form"
         if weight is not None and weight.dim() >= 2:
             return f"{type(module).__name__} is not among types"
     return None

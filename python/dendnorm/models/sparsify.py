@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
+from ..nn.conv import SparseConv1d, SparseConv2d
+from ..nn.layer import SparseLayer
 from ..nn.linear import SparseLinear
 from ..nn.norms import Norm
 from .allocation import allocate
-from .places import TYPES, as_linear, first_names, places, replace, size
+from .places import TYPES, as_dense, first_names, places, replace, size
 from .report import Replaced, why_nothing
 
 __all__ = ["densities", "sparsify"]
+
+SPARSE: dict[type[nn.Module], Any] = {nn.Linear: SparseLinear, nn.Conv1d: SparseConv1d, nn.Conv2d: SparseConv2d}
 
 
 def densities(
@@ -30,7 +35,8 @@ def densities(
 
     - "uniform": each layer has the density that is asked for.
     - "er" (Erdos-Renyi): in proportion to (N + M) / (N M), so that large layers become the sparsest.
-    - "erk" (with kernels): in proportion to (N + M + w + h) / (N M w h), a linear layer as in "er".
+    - "erk" (with kernels): in proportion to (N + M + w + h) / (N M w h), a linear layer as in "er". N of a convolution
+      in groups is the channels that a filter sees.
 
     The factor is such that all layers together have round(density * positions) connections, exactly; a layer that would
     get more than it has positions for is dense, and the others share the rest.
@@ -54,7 +60,7 @@ def densities(
     """
     if isinstance(model, nn.Module):
         found, _ = places(model, skip, types)
-        shapes = {name: tuple(as_linear(module).weight.shape) for name, module in first_names(found).items()}
+        shapes = {name: tuple(as_dense(module).weight.shape) for name, module in first_names(found).items()}
     elif isinstance(model, Mapping):
         shapes = {name: tuple(shape) for name, shape in model.items()}
     else:
@@ -78,7 +84,8 @@ def sparsify(
 
     In place, by ``SparseLinear.from_dense``; an optimizer must be made afterwards. Only modules whose class is
     ``nn.Linear`` itself, for a subclass may use its weight in its own way, and ``transformers.pytorch_utils.Conv1D``,
-    GPT-2's linear layer with a transposed weight: ``types`` names others. A module used in several places stays one.
+    GPT-2's linear layer with a transposed weight: ``types`` names others, such as ``[nn.Conv2d, nn.Linear]``. A module
+    used in several places stays one. A depthwise convolution, whose filters see one channel each, is left.
 
     What is left is said with the reason: ``print`` what this returns. A layer whose weight another module's ``forward``
     reads (``F.linear(x, self.qkv.weight)`` in Swin and BEiT, ``out_proj`` in ``nn.MultiheadAttention``) is left: a
@@ -86,14 +93,14 @@ def sparsify(
     what reaches a weight in another way is not, and is to be named in ``skip``.
 
     Args:
-        model: any module but an ``nn.Linear``, which cannot replace itself.
+        model: any module but one of these itself, which cannot replace itself.
         density: share of the weights that is kept, the largest; None keeps those that are not 0. Or the share for each
             layer by its name, which ``*`` and ``?`` may abbreviate; the first that fits counts.
         distribution: how a density is shared out among the layers, "uniform", "er" or "erk": see ``densities``.
         norm: a string gives each layer its own; one ``Norm`` object is shared by all.
         skip: qualified names to leave out, with everything inside them; ``*`` and ``?`` stand for any characters.
-        types: the classes to replace, themselves and not their subclasses: subclasses of ``nn.Linear``, given as such
-            or by qualified name (``"package.module.Class"``).
+        types: the classes to replace, themselves and not their subclasses: ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``
+            and subclasses of these, given as such or by qualified name (``"package.module.Class"``).
 
     Returns:
         the replaced modules by their first name in the model: a dict that prints what was replaced, what was left and
@@ -109,16 +116,19 @@ def sparsify(
     kinds = tuple(types) if not isinstance(types, (str, type)) else types
     found, left = places(model, skip, kinds)
     if not found:
-        names = ["nn.Linear" if kind is nn.Linear else str(getattr(kind, "__qualname__", kind)) for kind in kinds]
+        names = [f"nn.{kind.__name__}" if isinstance(kind, type) and kind in SPARSE
+                 else str(getattr(kind, "__qualname__", kind)) for kind in kinds]  # fmt: skip
         raise ValueError(why_nothing(left, ", ".join(names)))
     chosen = first_names(found)
     first = {id(module): name for name, module in chosen.items()}
     _refuse_tied(model, {id(module): module for module in chosen.values()}, first)
     shares = _shares(chosen, density, distribution)
-    made: dict[int, SparseLinear] = {}
+    made: dict[int, SparseLayer] = {}
     for name, module in chosen.items():
         try:
-            made[id(module)] = SparseLinear.from_dense(as_linear(module), shares[name], norm=norm)
+            dense: Any = as_dense(module)
+            form = next(sparse for kind, sparse in SPARSE.items() if isinstance(dense, kind))
+            made[id(module)] = form.from_dense(dense, shares[name], norm=norm)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     before = size(model)
@@ -128,7 +138,7 @@ def sparsify(
         chosen,
         left,
         {name: made[id(module)].nnz for name, module in chosen.items()},
-        {name: math.prod(as_linear(module).weight.shape) for name, module in chosen.items()},
+        {name: math.prod(as_dense(module).weight.shape) for name, module in chosen.items()},
         (size(model), before),
     )
 
@@ -140,7 +150,7 @@ def _shares(
     if not isinstance(density, Mapping):
         if density is None and distribution == "uniform":
             return dict.fromkeys(chosen)
-        shapes = {name: tuple(as_linear(module).weight.shape) for name, module in chosen.items()}
+        shapes = {name: tuple(as_dense(module).weight.shape) for name, module in chosen.items()}
         if distribution == "uniform":
             return dict.fromkeys(chosen, density)
         return {name: count / math.prod(shapes[name])

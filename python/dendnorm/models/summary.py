@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..nn.layer import SparseLayer
 from ..nn.linear import SparseLinear
 from ..nn.norms import Norm
 
@@ -24,10 +25,10 @@ class ModuleSummary:
 
     Attributes:
         name, kind: its first name in the model, and its class.
-        connections: entries of its parameters of two or more dimensions; of a ``SparseLinear`` its nnz.
+        connections: entries of its parameters of two or more dimensions; of a sparse layer its nnz.
         positions: how many of them the dense equivalent has.
         value_bytes: of its parameters and floating buffers; what an earlier module shares is not counted again.
-        index_bytes: of its integer buffers: for a ``SparseLinear`` both views of the pattern, and its mark.
+        index_bytes: of its integer buffers: for a sparse layer both views of the pattern, and its mark.
         dense_bytes: of the dense equivalent's parameters and buffers.
         flops: of one sample's forward pass, 2 for each multiply-add; biases, norms and activations are not counted.
             None: not known without ``input_shape``.
@@ -158,7 +159,7 @@ def _row(name: str, module: nn.Module, seen: set[int], counted: tuple[int, int] 
         seen.update(fresh)
         return sum(tensor.numel() * tensor.element_size() for tensor in fresh.values())
 
-    layer = module if isinstance(module, SparseLinear) else None
+    layer = module if isinstance(module, SparseLayer) else None
     sparse = layer is not None
     own: list[torch.Tensor] = list(module.parameters(recurse=sparse))  # a sparse layer's with its excitability
     buffers = list(module.buffers(recurse=False)) if layer is None else [*layer.pattern, layer.pattern_mark]
@@ -175,7 +176,7 @@ def _row(name: str, module: nn.Module, seen: set[int], counted: tuple[int, int] 
     dense: int | None
     if counted is not None:
         flops, dense = counted
-    elif sparse or isinstance(module, nn.Linear):
+    elif isinstance(module, (SparseLinear, nn.Linear)):
         flops, dense = 2 * connections, 2 * positions
     else:  # what has no connections multiplies no matrices
         flops = dense = 0 if connections == 0 else None
@@ -213,9 +214,9 @@ def _measure(model: nn.Module, inputs: torch.Tensor) -> dict[nn.Module, tuple[in
         # What its caller began with grows by as much, so that only the caller's own is left.
         if before:
             before[-1] += spent
-        if isinstance(module, SparseLinear):
-            vectors = (args[0] if args else kwargs["input"]).numel() // module.in_features
-            dense[module] += 2 * module.in_features * module.out_features * vectors
+        if isinstance(module, SparseLayer):
+            outputs: Any = output
+            dense[module] += 2 * module.in_features * outputs.numel()
         else:
             dense[module] += spent
 

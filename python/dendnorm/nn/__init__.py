@@ -1,9 +1,12 @@
 """Layers, patterns and norms."""
 
-from . import activations, functional, linear, norms, pattern
+from . import activations, conv, functional, linear, norms, pattern, slab
 from .activations import SReLU
+from .conv import SparseConv1d, SparseConv2d
 from .linear import SparseLinear
 from .norms import Norm
 from .pattern import Pattern
+from .slab import Slab, batch_innermost
 
-__all__ = ["Norm", "Pattern", "SReLU", "SparseLinear", "activations", "functional", "linear", "norms", "pattern"]
+__all__ = ["Norm", "Pattern", "SReLU", "Slab", "SparseConv1d", "SparseConv2d", "SparseLinear", "activations",
+           "batch_innermost", "conv", "functional", "linear", "norms", "pattern", "slab"]  # fmt: skip

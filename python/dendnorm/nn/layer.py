@@ -1,4 +1,8 @@
-"""What every sparse layer holds: values, bias, norm and a pattern; how it is written, moved, copied and loaded."""
+"""What every sparse layer holds: values, bias, norm and a pattern; how it is written, moved, copied and loaded.
+
+The pattern is that of a matrix: a row is an output neuron, or a filter of a convolution, and a column what it may be
+connected to, an input neuron or a tap of its window.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import torch
 from torch import nn
 from torch.compiler import is_compiling
 
-from .._arguments import INT32_MAX
+from .._arguments import INT32_MAX, seed_of
 from ..ops import library as _ops
 from .computed import computed
 from .norms import Norm, keeps_values
@@ -17,7 +21,7 @@ from .pattern import Pattern
 from .plain import refuse_trace
 from .reading import handed_out, refuse_matrix_function
 from .row_view import MARK, SAVED, Patterned, is_plain, same_marks
-from .spread import is_spread, refuse_spread, widened
+from .spread import assigned, is_spread, refuse_spread, widened
 
 __all__ = ["SparseLayer"]
 
@@ -31,10 +35,13 @@ def parameter_of(module: nn.Module, name: str) -> Any:
 
 
 class SparseLayer(Patterned):
-    """The state of a layer with nnz connections among M x N positions; ``SparseLinear`` computes with it.
+    """The state of a layer with nnz connections among M x N positions; a subclass computes with it.
+
+    A subclass gives ``_product``, what it computes, its dense form, and what rules of rewiring ask of what passed
+    through it: ``_seen`` and ``_seen_output`` (copies to keep), ``_products``, ``_sampled`` and ``_energies`` (sums).
 
     Attributes:
-        in_features, out_features: N and M.
+        in_features, out_features: N and M, the columns and rows of the pattern.
         weight: Parameter (nnz,), v in the layer's own order: ``edges()`` tells it.
         bias: Parameter (M,) or None.
         norm: the ``Norm`` that holds the excitability.
@@ -116,7 +123,95 @@ class SparseLayer(Patterned):
         weight, excitability = widened(weight, self._excitability())
         return _ops.effective_weight(weight, excitability, *self.pattern, norm.a, norm.b, norm.p)
 
+    @torch.no_grad()
+    def to_sparse_csr(self) -> torch.Tensor:
+        """The effective weights as a torch CSR tensor (M, N) with int32 indices, detached and with its own memory."""
+        return torch.sparse_csr_tensor(
+            self.crow_indices.clone(),
+            self.col_indices.clone(),
+            self.effective_weight()[self.perm.long()],
+            (self.out_features, self.in_features),
+            check_invariants=False,  # a layer's pattern was checked when it came
+        )
+
+    # The call
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if is_compiling():
+            return self._product(input)
+        refuse_trace()
+        try:
+            return self._product(input)
+        except (ValueError, RuntimeError) as error:
+            refuse_spread(f"{self}", input, self._parameters.get("weight"))
+            if "views of different patterns" not in str(error) or not self._was_overwritten():
+                raise
+        return self._product(input)
+
+    def _product(self, input: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """The dense layer with the effective weights and a copy of the bias."""
+        raise NotImplementedError
+
+    # What passed through, for the rules of rewiring
+
+    def _seen(self, input: torch.Tensor) -> torch.Tensor:
+        """A copy of an input, without its graph, with the samples in the first dimension."""
+        raise NotImplementedError
+
+    def _seen_output(self, output: torch.Tensor) -> torch.Tensor:
+        """The same of an output or of the gradient in one: (samples, M, *)."""
+        raise NotImplementedError
+
+    def _products(self, x: torch.Tensor, y: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """The sums over samples, and positions, of column j's input times row i's output, for columns [start, stop).
+
+        Args:
+            x, y: what ``_seen`` and ``_seen_output`` gave.
+
+        Returns:
+            (stop - start, M).
+        """
+        raise NotImplementedError
+
+    def _sampled(self, x: torch.Tensor, y: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        """The same sums for the connections alone, in column order: (nnz,)."""
+        raise NotImplementedError
+
+    def _energies(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of each column's squared inputs, for each group of rows that see the same ones: (N, groups)."""
+        raise NotImplementedError
+
     # Writing it
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int | None = None) -> None:
+        """Draw edges and values anew, in place, as a fresh layer of this size and seed has them; bias and e are reset.
+
+        An excitability that other layers share is reset for them too.
+
+        Raises:
+            TypeError, ValueError: a seed that is not an int in [0, 2^63).
+        """
+        seed = seed_of(seed)
+        self.norm.reset_parameters()
+        if not self.weight.is_meta:
+            self._draw(seed)
+
+    @torch.no_grad()
+    def _draw(self, seed: int, pattern: Pattern | None = None) -> None:
+        # On the CPU: the bits are the same everywhere, and it is done once.
+        if pattern is None:
+            none = torch.zeros(self.in_features + 1, dtype=torch.int32, device="cpu")
+            keys = _ops.empty_positions(none, none[:0], self.out_features, self.nnz, seed, 0, 0)
+            pattern = Pattern._from_keys(keys, self.out_features, self.in_features)
+        self._write(pattern)
+        values = _ops.counter_normal(self.nnz, seed, 0, 0, dtype=self.weight.dtype, device=torch.device("cpu"))
+        assigned(self.weight, values.mul_(self.norm.deviation(self.nnz / self.out_features)))
+        if self.bias is not None:
+            self.bias.zero_()
 
     @torch.no_grad()
     def _write_pattern(self, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> None:
@@ -270,6 +365,10 @@ class SparseLayer(Patterned):
         found = _ops.pattern_mark(given["ccol_indices"], given["row_indices"])
         mark = None if found.is_meta or self.row_indices.is_meta else state_dict.get(prefix + MARK)
         return _problem_of_mark(mark, found), found
+
+    def __repr__(self) -> str:
+        # In one line, as nn.Linear: the norm is part of it and not a child to be listed.
+        return f"{self._get_name()}({self.extra_repr()})"
 
 
 def _problem_of_tensor(name: str, tensor: Any, own: torch.Tensor, assign: bool) -> str | None:

@@ -6,36 +6,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.compiler import is_compiling
 
-from .._arguments import connections, features, seed_of, value_dtype
+from .._arguments import connections, features
 from ..ops import library as _ops
 from .layer import SparseLayer, parameter_of
-from .norms import Norm, resolve
+from .making import bare, check_sizes, densified, fill, fill_from_dense, start
+from .norms import Norm
 from .pattern import Pattern, require_tensors
-from .plain import refuse_trace
-from .spread import assigned, is_spread, refuse_spread, widened
+from .spread import widened
 
 __all__ = ["SparseLinear"]
 
 _USUAL = torch.float32
-
-
-def _of_pattern(pattern: object, in_features: int | None, out_features: int | None, density: object, nnz: object
-                ) -> tuple[int, int, None, int]:  # fmt: skip
-    """The sizes that a pattern gives, which may be given too."""
-    if not isinstance(pattern, Pattern):
-        raise TypeError(f"pattern must be a dendnorm.Pattern, got {type(pattern).__name__}")
-    if density is not None or nnz is not None:
-        raise ValueError("density and nnz must be left out where a pattern is given, which has a number of connections")
-    for name, given, own in (("in_features", in_features, pattern.in_features),
-                             ("out_features", out_features, pattern.out_features)):  # fmt: skip
-        if given is not None and given != own:
-            raise ValueError(f"{name} must be the pattern's, {own}, or left out, got {given}")
-    _ops.check_view(
-        *pattern[:2], pattern.in_features, pattern.out_features, "pattern.ccol_indices", "pattern.row_indices"
-    )
-    return pattern.in_features, pattern.out_features, None, pattern.nnz
 
 
 class SparseLinear(SparseLayer):
@@ -90,46 +72,15 @@ class SparseLinear(SparseLayer):
     ) -> None:
         super().__init__()
         if pattern is not None:
-            in_features, out_features, density, nnz = _of_pattern(pattern, in_features, out_features, density, nnz)
+            pattern = check_sizes(pattern, density, nnz)
+            for name, given, own in (("in_features", in_features, pattern.in_features),
+                                     ("out_features", out_features, pattern.out_features)):  # fmt: skip
+                if given is not None and given != own:
+                    raise ValueError(f"{name} must be the pattern's, {own}, or left out, got {given}")
+            in_features, out_features, nnz = pattern.in_features, pattern.out_features, pattern.nnz
         inputs, outputs = features("in_features", in_features), features("out_features", out_features)
         count = connections(density, nnz, inputs * outputs)
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be a bool, got {bias!r}")
-        norm, dtype = resolve(norm), value_dtype(dtype)
-        if device is None and pattern is not None:
-            device = pattern.perm.device
-        device = torch.get_default_device() if device is None else torch.device(device)
-        seed = seed_of(seed) if seed is not None or device.type != "meta" else 0
-        self._allocate(inputs, outputs, count, bias, device, dtype)
-        norm.initialise(outputs, count, dtype, device)
-        self.norm = norm
-        if device.type != "meta":
-            self._draw(seed, pattern)
-
-    @classmethod
-    def _of(
-        cls, pattern: Pattern, effective: torch.Tensor, bias: torch.Tensor | None, norm: Norm | str | None
-    ) -> SparseLinear:
-        """A layer with these effective weights, in column order. Touches `norm` only when nothing can go wrong."""
-        norm, dtype = resolve(norm), torch.float64 if effective.dtype == torch.float64 else torch.float32
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer._allocate(
-            pattern.in_features, pattern.out_features, pattern.nnz, bias is not None, effective.device, dtype
-        )
-        norm.check(pattern.out_features, dtype, effective.device)
-        values, excitability = norm.raw_values(effective.detach(), pattern.row_indices, pattern.out_features)
-        taken = norm.excitability is not None
-        norm.initialise(pattern.out_features, pattern.nnz, dtype, effective.device)
-        layer.norm = norm
-        with torch.no_grad():
-            layer.weight.copy_(values)
-            if bias is not None and layer.bias is not None:
-                layer.bias.copy_(bias)
-            if excitability is not None and norm.excitability is not None and not taken:
-                norm.excitability.copy_(excitability)
-            layer._write(pattern)
-        return layer
+        start(self, inputs, outputs, count, pattern, norm, bias, seed, device, dtype)
 
     @classmethod
     def from_dense(
@@ -153,23 +104,9 @@ class SparseLinear(SparseLayer):
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-        dense = linear.weight.detach()
-        if is_spread(dense):
-            raise ValueError("linear.weight must be whole, got a DTensor: make layers sparse before fully_shard")
-        rows, cols = dense.shape
-        features("linear.in_features", cols), features("linear.out_features", rows)
-        count = None if density is None else connections(density, None, rows * cols)
-        if dense.device.type == "meta":
-            if count is None:
-                raise ValueError("density must be given for a linear on the meta device, which has no values, got None")
-            layer = cls(cols, rows, nnz=count, norm=norm, bias=linear.bias is not None, device="meta")
-        else:
-            ccol, row, effective = _ops.largest_connections(dense, count, "linear.weight")
-            layer = cls._of(Pattern._of(ccol, row, rows), effective, linear.bias, norm)
-        for mine, theirs in ((layer.weight, linear.weight), (layer.bias, linear.bias)):
-            if mine is not None:
-                mine.requires_grad_(theirs.requires_grad)
-        return layer.train(linear.training)
+        layer = bare(cls)
+        fill_from_dense(layer, "linear", linear, density, norm)
+        return layer
 
     @classmethod
     def from_csr(
@@ -204,19 +141,9 @@ class SparseLinear(SparseLayer):
             require_tensors(bias=bias)
         with torch.no_grad():
             ccol, row, effective = _ops.connections_of_csr(crow_indices, col_indices, values, bias, rows, cols)
-        return cls._of(Pattern._of(ccol, row, rows), effective, bias, norm)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if is_compiling():
-            return self._product(input)
-        refuse_trace()
-        try:
-            return self._product(input)
-        except (ValueError, RuntimeError) as error:
-            refuse_spread(f"{self}", input, self._parameters.get("weight"))
-            if "views of different patterns" not in str(error) or not self._was_overwritten():
-                raise
-        return self._product(input)
+        layer = bare(cls)
+        fill(layer, Pattern._of(ccol, row, rows), effective, bias, norm)
+        return layer
 
     def _product(self, input: torch.Tensor) -> torch.Tensor:
         # Module attributes are slow to look up, and a small layer's call is mostly that.
@@ -238,61 +165,24 @@ class SparseLinear(SparseLayer):
             norm.p,
         )
 
-    @torch.no_grad()
     def to_dense(self) -> nn.Linear:
         """An ``nn.Linear`` with the effective weights and a copy of the bias, of the same dtype, device and mode."""
-        linear = nn.utils.skip_init(
-            nn.Linear,
-            self.in_features,
-            self.out_features,
-            bias=self.bias is not None,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
-        refuse_spread(f"{self}", self.weight)
-        if not self.weight.is_meta:
-            linear.weight.zero_()[self.edges()] = self.effective_weight()
-            if self.bias is not None:
-                linear.bias.copy_(self.bias)
-        return linear.train(self.training)
+        return densified(self, nn.Linear, self.in_features, self.out_features)
 
-    @torch.no_grad()
-    def to_sparse_csr(self) -> torch.Tensor:
-        """The effective weights as a torch CSR tensor (M, N) with int32 indices, detached and with its own memory."""
-        return torch.sparse_csr_tensor(
-            self.crow_indices.clone(),
-            self.col_indices.clone(),
-            self.effective_weight()[self.perm.long()],
-            (self.out_features, self.in_features),
-            check_invariants=False,  # a layer's pattern was checked when it came
-        )
+    def _seen(self, input: torch.Tensor) -> torch.Tensor:
+        return input.detach().reshape(-1, self.in_features).clone()
 
-    @torch.no_grad()
-    def reset_parameters(self, seed: int | None = None) -> None:
-        """Draw edges and values anew, in place, as a fresh layer of this size and seed has them; bias and e are reset.
+    def _seen_output(self, output: torch.Tensor) -> torch.Tensor:
+        return output.detach().reshape(-1, self.out_features).clone()
 
-        An excitability that other layers share is reset for them too.
+    def _products(self, x: torch.Tensor, y: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        return x[:, start:stop].T @ y
 
-        Raises:
-            TypeError, ValueError: a seed that is not an int in [0, 2^63).
-        """
-        seed = seed_of(seed)
-        self.norm.reset_parameters()
-        if not self.weight.is_meta:
-            self._draw(seed)
+    def _sampled(self, x: torch.Tensor, y: torch.Tensor, pattern: Pattern) -> torch.Tensor:
+        return _ops.sampled_product(y, x, *pattern)
 
-    @torch.no_grad()
-    def _draw(self, seed: int, pattern: Pattern | None = None) -> None:
-        # On the CPU: the bits are the same everywhere, and it is done once.
-        if pattern is None:
-            none = torch.zeros(self.in_features + 1, dtype=torch.int32, device="cpu")
-            keys = _ops.empty_positions(none, none[:0], self.out_features, self.nnz, seed, 0, 0)
-            pattern = Pattern._from_keys(keys, self.out_features, self.in_features)
-        self._write(pattern)
-        values = _ops.counter_normal(self.nnz, seed, 0, 0, dtype=self.weight.dtype, device=torch.device("cpu"))
-        assigned(self.weight, values.mul_(self.norm.deviation(self.nnz / self.out_features)))
-        if self.bias is not None:
-            self.bias.zero_()
+    def _energies(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square().sum(0).unsqueeze(1)
 
     def extra_repr(self) -> str:
         norm = repr(self.norm) if self.norm.name.startswith("Norm(") else self.norm.extra_repr()
@@ -300,7 +190,3 @@ class SparseLinear(SparseLayer):
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None},"
             f" nnz={self.nnz}, density={self.density:.3g}, norm={norm}"
         )
-
-    def __repr__(self) -> str:
-        # In one line, as nn.Linear: the norm is part of it and not a child to be listed.
-        return f"{self._get_name()}({self.extra_repr()})"

@@ -16,9 +16,10 @@ from .._arguments import connections, features, real, seed_of, whole
 from ..ops import library as _ops
 from .drawing import boxes, power_law
 from .pattern import Pattern
+from .window import check_channels
 
-__all__ = ["banded", "block_diagonal", "blocks", "branches", "from_csr", "from_mask", "local", "scale_free", "somata",
-           "uniform"]  # fmt: skip
+__all__ = ["banded", "block_diagonal", "blocks", "branches", "convolution", "from_csr", "from_mask", "local",
+           "scale_free", "somata", "uniform"]  # fmt: skip
 
 Shape = int | Sequence[int]
 
@@ -80,6 +81,40 @@ def blocks(
     row = (row[:, None, None] * high + down[:, None]).expand(-1, high, wide)
     col = (col[:, None, None] * wide + along).expand(-1, high, wide)
     return _of_edges(row.flatten(), col.flatten(), rows, cols, device)
+
+
+def convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Shape,
+    density: float,
+    *,
+    unit: str = "tap",
+    groups: int = 1,
+    seed: int | None = None,
+    device: torch.device | str | None = None,
+) -> Pattern:
+    """For a ``SparseConv2d`` or ``SparseConv1d``: single taps, whole kernels or whole channels, drawn uniformly.
+
+    Filters are the outputs of the pattern; tap (y, x) of channel c within the group is input (c kh + y) kw + x.
+
+    Args:
+        in_channels, out_channels, groups: of the layer.
+        kernel_size: of the layer, (height, width), (width,) for one dimension, or one number for a square.
+        density: share of the units that are there, in (0, 1]: ``round(density * number of units)`` of them.
+        unit: "tap": any connection; "kernel": all taps of a filter in a channel, or none; "channel": a channel for all
+            filters of its group, or for none.
+        seed, device: as for ``uniform``.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as above.
+    """
+    inputs, outputs, count = check_channels(in_channels, out_channels, groups)
+    area = math.prod(_sizes("kernel_size", (kernel_size,) * 2 if isinstance(kernel_size, int) else kernel_size))
+    sizes = {"tap": (1, 1), "kernel": (1, area), "channel": (outputs // count, area)}
+    if unit not in sizes:
+        raise ValueError(f'unit must be "tap", "kernel" or "channel", got {unit!r}')
+    return blocks(inputs // count * area, outputs, sizes[unit], density, seed=seed, device=device)
 
 
 def block_diagonal(

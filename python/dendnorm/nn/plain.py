@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-__all__ = ["effective_weight", "refuse_trace", "sparse_linear"]
+__all__ = ["effective_weight", "refuse_trace", "sparse_conv2d", "sparse_linear"]
 
 
 def refuse_trace() -> None:
@@ -66,6 +66,28 @@ def effective_weight(
     return _in_rows(weight, excitability, row_indices.long(), crow_indices.shape[0] - 1, a, b, p)
 
 
+def _dense(
+    weight: torch.Tensor,
+    excitability: torch.Tensor | None,
+    ccol_indices: torch.Tensor,
+    row_indices: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    perm: torch.Tensor,
+    a: float,
+    b: float,
+    p: float,
+) -> torch.Tensor:
+    """The effective weights as a dense matrix (M, N)."""
+    rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
+    row = row_indices.long()
+    effective = _in_rows(weight, excitability, row, rows, a, b, p)
+    # The input neuron of each entry in row order, put into column order.
+    col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
+    dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
+    return dense.index_copy(0, row * cols + col, effective).view(rows, cols)
+
+
 def sparse_linear(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -81,14 +103,35 @@ def sparse_linear(
     p: float,
 ) -> torch.Tensor:
     """The dense weight, written once for a call, and a dense product: what every runtime has fast kernels for."""
-    rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
-    row = row_indices.long()
-    effective = _in_rows(weight, excitability, row, rows, a, b, p)
-    # The input neuron of each entry in row order, put into column order.
-    col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
-    dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
-    dense = dense.index_copy(0, row * cols + col, effective).view(rows, cols)
+    dense = _dense(weight, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p)
     output = torch.matmul(input.to(weight.dtype), dense.t())  # sums in the dtype of the values, as the op's
     if bias is not None:
         output = output + bias
     return output.to(input.dtype)
+
+
+def sparse_conv2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    excitability: torch.Tensor | None,
+    ccol_indices: torch.Tensor,
+    row_indices: torch.Tensor,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    perm: torch.Tensor,
+    a: float,
+    b: float,
+    p: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """The dense filters, written once for a call, and a dense convolution."""
+    pattern = (ccol_indices, row_indices, crow_indices, col_indices, perm)
+    filters = _dense(weight, excitability, *pattern, a, b, p).unflatten(1, (-1, *kernel_size))
+    top, bottom, left, right = padding
+    images = torch.constant_pad_nd(input.to(weight.dtype), [left, right, top, bottom])
+    return torch.conv2d(images, filters, bias, stride, 0, dilation, groups).to(input.dtype)

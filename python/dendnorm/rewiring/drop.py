@@ -126,7 +126,9 @@ class Cosine:
     reads_gradient: ClassVar[bool] = False
 
     def importance(self, turn: Turn) -> torch.Tensor:
-        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, turn.reduce(self.reduce))
+        similarity = Similarity(
+            turn.layer, turn.pairs(ACTIVATIONS), self.activation, self.absolute, turn.reduce(self.reduce)
+        )
         return similarity.of_connections(turn.layer.pattern.to(turn.device))
 
 

@@ -27,7 +27,9 @@ def groups_of(model: nn.Module, act: str) -> list[Group]:
             own = module._parameters.get("weight")
             by_weight.setdefault(id(module if own is None else own), (name, []))[1].append(module)
     if not by_weight:
-        raise ValueError(f"model must hold a SparseLinear to be {act}, got none in {type(model).__name__}")
+        raise ValueError(
+            f"model must hold a SparseLinear or SparseConv2d to be {act}, got none in {type(model).__name__}"
+        )
     return [(index, name, layers) for index, (name, layers) in enumerate(by_weight.values())]
 
 

@@ -35,6 +35,8 @@ class Grow(Protocol):
     def positions(self, turn: Turn, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
         """Where connections come, given the pattern that is left: its column view, int32, on ``turn.device``.
 
+        Columns are input neurons, or the taps of a convolution: those of the pattern.
+
         Returns:
             Keys ``col * out_features + row`` of ``turn.k`` distinct empty positions, ascending: int64 (k,).
         """
@@ -89,9 +91,10 @@ class Gradient(_Values):
     """Where the gradient of the loss in the effective weights is largest in magnitude, as RigL grows; new values are 0.
 
     |dC/dW|, dC/dW = sum_b y'_b x_b^T with x the layer's inputs and y' the gradient in its outputs, over the batches of
-    the observed step; of equals the earlier in column order. It is formed in blocks of columns and never whole. It is
-    that of W and not of v: so a neuron without connections, whose v would have none, can win some. A batch whose
-    gradient is not finite is left out, as a ``GradScaler`` leaves out its step.
+    the observed step (of a convolution over samples and positions, x being what the taps see); of equals the earlier in
+    column order. It is formed in blocks of columns and never whole. It is that of W and not of v: so a neuron without
+    connections, whose v would have none, can win some. A batch whose gradient is not finite is left out, as a
+    ``GradScaler`` leaves out its step.
 
     Needs ``rewirer.observe()`` or ``every=``. Source: U. Evci et al, "Rigging the lottery: making all tickets
     winners", ICML 2020, algorithm 1.
@@ -115,7 +118,7 @@ class Gradient(_Values):
         reduce = turn.reduce(self.reduce)
 
         def magnitude(start: int, stop: int) -> torch.Tensor:
-            gradient = total(x[:, start:stop].T @ dy for x, dy in pairs)
+            gradient = total(turn.layer._products(x, dy, start, stop) for x, dy in pairs)
             if reduce is not None:
                 reduce(gradient)
             return gradient.abs()
@@ -146,7 +149,9 @@ class Cosine(_Values):
     looks_at: ClassVar[tuple[str, ...]] = (ACTIVATIONS,)
 
     def positions(self, turn: Turn, ccol_indices: torch.Tensor, row_indices: torch.Tensor) -> torch.Tensor:
-        similarity = Similarity(turn.pairs(ACTIVATIONS), self.activation, self.absolute, turn.reduce(self.reduce))
+        similarity = Similarity(
+            turn.layer, turn.pairs(ACTIVATIONS), self.activation, self.absolute, turn.reduce(self.reduce)
+        )
         return strongest_empty(turn, ccol_indices, row_indices, similarity.of_columns, self.block)
 
 

@@ -39,8 +39,9 @@ class Observed:
     """What passed through one layer, batch by batch, as copies.
 
     Attributes:
-        activations: pairs of inputs (B, N) and outputs (B, M).
-        gradients: pairs of inputs (B, N) and gradients of the loss in the outputs (B, M).
+        activations: pairs of inputs (B, N) and outputs (B, M); of a convolution images, (B, C, H, W) with their margins
+            and (B, M, H', W').
+        gradients: pairs of inputs and gradients of the loss in the outputs, of the same shapes.
         reduce: sums over the ranks that saw the other samples, where the layer is sharded over them; or None.
     """
 
@@ -109,7 +110,7 @@ class Observer:
 
     What was recorded before a step of the optimizer is replaced by the first batch after it: the record is of the
     latest step, with all the batches that its gradient was accumulated over. Copies: inputs and outputs cost
-    (N + M) numbers for each sample.
+    (N + M) numbers for each sample; those of a convolution, as many as its images have.
     """
 
     def __init__(self, groups: Iterable[Iterable[SparseLayer]], kinds: Iterable[str]) -> None:
@@ -158,14 +159,13 @@ class Observer:
             return
         first = self._first[layer]
         record = self._record.setdefault(first, Observed(reduce=self._reduce[first]))
-        inputs = (args[0] if args else kwargs["input"]).detach().reshape(-1, layer.in_features).clone()
+        inputs = layer._seen(args[0] if args else kwargs["input"])
         if ACTIVATIONS in self._kinds:
-            record.activations.append((inputs, output.detach().reshape(-1, layer.out_features).clone()))
+            record.activations.append((inputs, layer._seen_output(output)))
         if differentiable:
 
             def backward(gradient: torch.Tensor) -> None:
-                flat = gradient.detach().reshape(-1, layer.out_features).clone()
-                record.gradients.append((inputs, flat))
+                record.gradients.append((inputs, layer._seen_output(gradient)))
 
             output.register_hook(backward)
 

@@ -22,9 +22,9 @@ class LayerReport:
     Attributes:
         name: the layer's name in the model.
         k: how many connections went, and as many came.
-        removed, grown: output and input neuron of each: two int64 tensors (k,), in column order. A position may be in
-            both: one that was emptied is as likely to be taken again as any other. Of a sharded layer they are in
-            host memory.
+        removed, grown: output and input neuron of each (of a convolution filter and tap, the row and the column of its
+            pattern): two int64 tensors (k,), in column order. A position may be in both: one that was emptied is as
+            likely to be taken again as any other. Of a sharded layer they are in host memory.
         nnz: number of connections of the layer, the same before and after.
     """
 

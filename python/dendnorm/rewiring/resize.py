@@ -55,7 +55,7 @@ def resize(
     and with it a norm that counts connections, follows.
 
     Args:
-        model: with at least one ``SparseLinear``.
+        model: with at least one sparse layer.
         density: of every sparse layer, in (0, 1]; or by the first name of each layer that is to change. A layer gets
             round(density N M) connections; one that has as many is left alone.
         optimizer: the one that trains it; None only where there is none.
@@ -105,7 +105,7 @@ def _groups(model: nn.Module) -> dict[str, list[SparseLayer]]:
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
             if id(parameter) in weights and not (isinstance(module, SparseLayer) and key == "weight"):
-                raise ValueError(f"{name}.{key} must not be the weight of a SparseLinear, too, to resize that one")
+                raise ValueError(f"{name}.{key} must not be the weight of a sparse layer, too, to resize that one")
     return groups
 
 
@@ -139,7 +139,7 @@ def _plan(
     check_keeps_no_copy(name, old, optimizer)
     check_shared(name, layers)
     home = old.device if _ops.has_kernel("weakest", old.device) else torch.device("cpu")
-    row, col = layer.edges()
+    row, col = layer.pattern.edges()
     keys = (col * rows + row).to(home)
     if nnz < layer.nnz:
         k = layer.nnz - nnz

@@ -46,7 +46,7 @@ def _zeta(value: object) -> float:
 class SET:
     """Sparse evolutionary training, as Bird and Cuntz use it: the weakest connections go, as many random ones come.
 
-    One ``step()`` excises, in every ``SparseLinear`` of the model, the k = round(zeta nnz) connections (half to even)
+    One ``step()`` excises, in every sparse layer of the model, the k = round(zeta nnz) connections (half to even)
     of the smallest effective weight |w| (of equals, the earlier in the layer's order), and then grows k, uniformly
     at random among the positions that are empty after the excision, with values v of 0, or of the layer's spread
     where the norm has b != 0 (``grow.Random(start="normal")``: from N(0, 1), as in the paper). Everything is
@@ -81,7 +81,7 @@ class SET:
     "Dendritic normalisation improves learning in sparsely connected artificial neural networks".
 
     Args:
-        model: a module with at least one ``SparseLinear`` that trains; looked through again at every step.
+        model: a module with at least one sparse layer that trains; looked through again at every step.
         optimizer: the one that trains it, of any kind, also within wrappers such as accelerate's or
             ``ZeroRedundancyOptimizer``. It must hold the weight of every sparse layer that needs a gradient. None:
             there is none, and no state is carried.
@@ -135,7 +135,8 @@ class SET:
         groups, left = self._layers()
         if not groups:
             raise ValueError(
-                f"model must hold a SparseLinear whose weight trains to be rewired, got {left}, which need no gradient"
+                "model must hold a SparseLinear or SparseConv2d whose weight trains to be rewired, got"
+                f" {left}, which need no gradient"
             )
         self._handle = None
         stepper = stepping(optimizer, [layers[0].weight for _, _, layers in groups])

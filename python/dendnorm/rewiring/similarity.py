@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
-from ..ops import library as _ops
 
 __all__ = ["Similarity", "total"]
 
@@ -21,11 +21,14 @@ def total(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 class Similarity:
     """cos(x_j, y_i) = sum_b x_bj y_bi / (||x_j|| ||y_i||) over the observed samples b; 0 where a unit was silent.
 
+    Of a convolution, b runs over samples and positions, x_j is what tap j sees there and y_i what filter i gives.
+
     J. Pieterse and D. C. Mocanu, "Evolving and understanding sparse deep neural networks using cosine similarity",
     2019.
 
     Args:
-        pairs: what was observed: inputs (B, N) and outputs (B, M) of the layer, batch by batch, on one device.
+        layer: whose pairs they are.
+        pairs: what was observed of its inputs and outputs, batch by batch, on one device.
         activation: what the network applies to the layer's outputs; None: nothing.
         absolute: take |cos|.
         reduce: sums a tensor over ranks, in place.
@@ -33,6 +36,7 @@ class Similarity:
 
     def __init__(
         self,
+        layer: SparseLayer,
         pairs: Sequence[tuple[torch.Tensor, torch.Tensor]],
         activation: Callable[[torch.Tensor], torch.Tensor] | None,
         absolute: bool,
@@ -41,25 +45,29 @@ class Similarity:
         self._absolute = absolute
         self._reduce = reduce if reduce is not None else lambda tensor: None
         self._pairs = [(x, y if activation is None else activation(y)) for x, y in pairs]
-        self._inverse = [self._norms([pair[side] for pair in self._pairs]) for side in (0, 1)]
+        self._layer = layer
+        self._inputs = self._inverse(layer._energies(x) for x, _ in self._pairs)  # (N, groups of rows)
+        self._outputs = self._inverse(y.transpose(0, 1).flatten(1).square().sum(1) for _, y in self._pairs)
+        self._rows = layer.out_features // self._inputs.shape[1]  # of a group
 
-    def _norms(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        square = total(part.square().sum(0) for part in parts)
+    def _inverse(self, squares: Iterable[torch.Tensor]) -> torch.Tensor:
+        square = total(squares)
         self._reduce(square)
         return torch.where(square > 0, square, 1.0).rsqrt()  # of a silent unit every product is 0, too
 
     def of_columns(self, start: int, stop: int) -> torch.Tensor:
         """For inputs [start, stop) and every output: (stop - start, M)."""
-        products = total(x[:, start:stop].T @ y for x, y in self._pairs)
+        products = total(self._layer._products(x, y, start, stop) for x, y in self._pairs)
         self._reduce(products)
-        return self._finish(products * self._inverse[0][start:stop, None] * self._inverse[1])
+        inputs = self._inputs[start:stop].repeat_interleave(self._rows, 1)
+        return self._finish(products * inputs * self._outputs)
 
     def of_connections(self, pattern: Pattern) -> torch.Tensor:
         """For each connection of the layer's pattern, on the device of the pairs: (nnz,)."""
-        products = total(_ops.sampled_product(y, x, *pattern) for x, y in self._pairs)
+        products = total(self._layer._sampled(x, y, pattern) for x, y in self._pairs)
         self._reduce(products)
         row, col = pattern.edges()
-        return self._finish(products * self._inverse[0][col] * self._inverse[1][row])
+        return self._finish(products * self._inputs[col, row // self._rows] * self._outputs[row])
 
     def _finish(self, cosine: torch.Tensor) -> torch.Tensor:
         return cosine.abs() if self._absolute else cosine
