@@ -24,6 +24,12 @@ FOLDERS = ("tests/python", "tests/gpu")
 OUTCOMES = ROOT / "build" / "compatibility.json"
 PAGE = ROOT / "docs" / "compatibility.md"
 UNKNOWN = "not run yet"
+# Its cases are a table of their own: models by what is done with them.
+MODELS = "tests/python/test_journeys.py::test_whole_models"
+YES = """\
+Yes: the test passes. Under a trainer's name a model is trained, saved and resumed there, and ends with the bits of an
+undisturbed run; exported means by `torch.export`, to run where dendnorm is not installed."""
+TITLE, LIST = "## Whole models", "## Every feature"
 HEAD = """\
 # What works with what
 
@@ -88,8 +94,30 @@ def outcome(cases: Iterable[dict[str, str]]) -> str:
 
 def rows_of(page: str) -> dict[Row, str]:
     """The table of a page: the outcome of each row, in the page's order."""
+    page = page.partition(f"\n{LIST}\n")[2] or page
     cells = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")]
     return {Row(row[0], row[1].strip("`")): row[2].replace("\\|", "|") for row in cells[2:]}
+
+
+def models(tests: dict[str, dict[str, str]], before: str = "") -> list[str]:
+    """The table of models, from the cases of their test, ``[ViT-exported]``; where none ran, that of the page before.
+
+    "yes" passed, "no" failed; what did not run here says why.
+    """
+    cases = {name.partition("[")[2][:-1]: case for name, case in tests.items() if name.partition("[")[0] == MODELS}
+    if not cases:
+        held = before.partition(f"\n{TITLE}\n")[2].partition(f"\n{LIST}\n")[0]
+        return [line for line in held.splitlines() if line.startswith("|")]
+    names = list(dict.fromkeys(case.partition("-")[0] for case in cases))
+    stages = list(dict.fromkeys(case.partition("-")[2] for case in cases))
+
+    def cell(name: str, stage: str) -> str:
+        case = cases.get(f"{name}-{stage}", {"outcome": "missing"})
+        words = {"passed": "yes", "failed": "no", "missing": UNKNOWN}
+        return words.get(case["outcome"]) or f"not run here: {case['reason']}"
+
+    lines = ["| model, made sparse | " + " | ".join(stages) + " |", "|---" * (len(stages) + 1) + "|"]
+    return lines + [f"| {name} | " + " | ".join(cell(name, stage) for stage in stages) + " |" for name in names]
 
 
 def page(rows: list[Row], record: dict[str, Any], before: str = "") -> str:
@@ -98,7 +126,10 @@ def page(rows: list[Row], record: dict[str, Any], before: str = "") -> str:
     lines = [HEAD]
     if record.get("versions"):
         lines.append("Latest run: " + ", ".join(f"{name} {at}" for name, at in record["versions"].items()) + ".\n")
-    lines += ["| feature | test | outcome |", "|---|---|---|"]
+    table = models(record.get("tests", {}), before)
+    if table:
+        lines += [TITLE, "", f"By `{MODELS}`. {YES}", "", *table, ""]
+    lines += [LIST, "", "| feature | test | outcome |", "|---|---|---|"]
     for row in rows:
         cases = [case for name, case in record.get("tests", {}).items() if name.partition("[")[0] == row.test]
         text = outcome(cases) if cases else known.get(row, UNKNOWN)

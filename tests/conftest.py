@@ -59,6 +59,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         tests = {name: case for name, case in before.items() if name.partition("[")[0] not in ran}
     OUTCOMES.parent.mkdir(exist_ok=True)
     temporary = OUTCOMES.with_suffix(f".{os.getpid()}.tmp")
-    record = {"versions": _versions(), "tests": dict(sorted((tests | results).items()))}
+    record = {"versions": _versions(), "tests": tests | results}
     temporary.write_text(json.dumps(record, indent=1), encoding="utf-8")
     os.replace(temporary, OUTCOMES)

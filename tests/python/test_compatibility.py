@@ -50,6 +50,27 @@ def test_the_page_takes_what_ran_and_keeps_what_did_not():
     assert compatibility.rows_of(second) == wanted
 
 
+def test_models_are_a_table_of_their_own():
+    tests = {
+        f"{compatibility.MODELS}[A-trained]": {"outcome": "passed", "reason": ""},
+        f"{compatibility.MODELS}[A-in X]": {"outcome": "skipped", "reason": "X is not installed"},
+        f"{compatibility.MODELS}[B-trained]": {"outcome": "failed", "reason": ""},
+    }
+    rows = [Row("whole models", compatibility.MODELS)]
+    first = compatibility.page(rows, {"tests": tests})
+    table = [line for line in first.splitlines() if line.startswith(("| model", "| A", "| B"))]
+    assert table == ["| model, made sparse | trained | in X |", "| A | yes | not run here: X is not installed |",
+                     "| B | no | not run yet |"]  # fmt: skip
+    assert list(compatibility.rows_of(first)) == rows
+    second = compatibility.page(rows, {"tests": {}}, first)
+    assert all(line in second for line in table)
+
+
+def test_the_table_of_models_has_no_holes():
+    table = compatibility.models({}, compatibility.PAGE.read_text("utf-8"))
+    assert len(table) == 2 + 5 and all(line.count("| yes") == 8 for line in table[2:])
+
+
 @pytest.mark.parametrize(
     ("source", "problem"),
     [

@@ -69,9 +69,9 @@ def open_frames(panels: Any) -> None:
         axes.spines[["top", "right"]].set_visible(False)
 
 
-def heading(figure: Figure, text: str) -> None:
-    """A title over all panels, in as many lines as keep it within the figure."""
-    title = figure.suptitle(text, fontsize=HEADING)
+def heading(figure: Figure, text: str, left: bool = False) -> None:
+    """A title over all panels, in as many lines as keep it within the figure; sentences are read from the left."""
+    title = figure.suptitle(text, fontsize=HEADING, **({"x": 0.01, "ha": "left"} if left else {}))
     room = 0.96 * figure.bbox.width
     longest = max(map(len, text.splitlines()), default=0)
     while longest > 10 and title.get_window_extent().width > room:

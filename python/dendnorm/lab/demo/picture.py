@@ -66,5 +66,5 @@ def picture(results: Mapping[str, Any]) -> Figure:
     legend_below(figure, handles)
     note = ", interrupted" if results["interrupted"] else ""
     head = f"{size['settings']['data']}: each network at its own learning rate, chosen on held-out images{note}"
-    heading(figure, "\n".join([head, *readings(results)]))
+    heading(figure, "\n".join([head, *readings(results)]), left=True)
     return figure

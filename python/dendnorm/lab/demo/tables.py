@@ -87,6 +87,16 @@ def _searched(size: Size) -> list[list[str]]:
     ]
 
 
+def _at_an_end(results: Mapping[str, Any]) -> list[str]:
+    """The networks whose best learning rate is the first or the last that was tried: there may be a better one."""
+    return [
+        f"{size['network']}, {NETWORKS[kind]}"
+        for size in results["sizes"]
+        for kind, points in size["grid"].items()
+        if size["chosen"][kind] in (points[0]["lr"], points[-1]["lr"])
+    ]
+
+
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: what every network reached and what it cost, what to see, and how learning rates were chosen."""
     settings = results["sizes"][0]["settings"]
@@ -117,4 +127,7 @@ def table(results: Mapping[str, Any]) -> str:
             " held out. Accuracy on them, %, one network each, the chosen one bold:"
         )
         lines += ["", told, "", *markdown_table(["network", "hidden layers", *rates], searched)]
+        ends = _at_an_end(results)
+        if ends:
+            lines += ["", f"At an end of what was tried, where another rate might be better: {'; '.join(ends)}."]
     return "\n".join(lines) + "\n"
