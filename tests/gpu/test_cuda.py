@@ -17,6 +17,7 @@ from dendnorm import SparseLinear
 ops = torch.ops.dendnorm
 NORMS = ("none", "l0", "l0-variable", "lp:2", "lp-variable:3", "weight_norm", "joint")
 every_norm = pytest.mark.parametrize("norm", NORMS)
+slow = pytest.mark.slow  # on a processor that stands in for the device
 
 
 def step(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -38,7 +39,7 @@ def on_device(layer: SparseLinear, x: torch.Tensor, dy: torch.Tensor) -> tuple:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("batch", [1, 7, 10, 33, 128, 1000])
+@pytest.mark.parametrize("batch", [1, 7, 10, 33, pytest.param(128, marks=slow), pytest.param(1000, marks=slow)])
 @every_norm
 def test_results_are_the_cpus(norm, batch, dtype):
     layer, x, dy = case(norm, batch, dtype=dtype)
@@ -63,7 +64,14 @@ def test_16_bit_results_are_the_cpus(batch, half):
 # Shapes that take the different kernels: few and many samples, narrow and wide, rows longer than a block.
 @pytest.mark.parametrize(
     ("inputs", "outputs", "batch"),
-    [(64, 50, 1), (784, 1000, 10), (784, 1000, 128), (20000, 30, 64), (30, 20000, 64), (4096, 4096, 1024)],
+    [
+        (64, 50, 1),
+        pytest.param(784, 1000, 10, marks=slow),
+        pytest.param(784, 1000, 128, marks=slow),
+        pytest.param(20000, 30, 64, marks=slow),
+        pytest.param(30, 20000, 64, marks=slow),
+        pytest.param(4096, 4096, 1024, marks=slow),
+    ],
 )
 def test_same_bits_every_time(inputs, outputs, batch):
     layer, x, dy = on_device(*case("joint", batch, inputs, outputs))
@@ -73,6 +81,7 @@ def test_same_bits_every_time(inputs, outputs, batch):
             assert torch.equal(one, two)
 
 
+@slow
 @every_norm
 def test_same_edges_as_on_the_cpu_over_1000_rewirings(norm):
     """Ten layers, a hundred rewirings each, with values that training would have moved."""

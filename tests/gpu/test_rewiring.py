@@ -115,7 +115,13 @@ def one_rewiring(
     return dropped, *left, keys, *replaced, *view, values, carried
 
 
-SHAPES = [(1, 1, 1), (70000, 70000, 50000), (500, 1, 300), (1, 500, 300), (3000, 4000, 2_000_000)]
+SHAPES = [
+    (1, 1, 1),
+    (500, 1, 300),
+    (1, 500, 300),
+    pytest.param(70000, 70000, 50000, marks=pytest.mark.slow),
+    pytest.param(3000, 4000, 2_000_000, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("rows", "cols", "nnz"), SHAPES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -133,6 +134,40 @@ def test_sweeps_are_drawn(tmp_path, monkeypatch):
     assert set(results["sweeps"]) == {"density", "nnz", "batch", "threads", "rewiring"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md", "bench.png"]
     assert "Against batch" in (tmp_path / "bench.md").read_text()
+
+
+def test_results_are_kept_after_every_shape(tmp_path, monkeypatch):
+    real, seen = bench.measure, []
+
+    def fails_at_the_third(*arguments):
+        if len(seen) == 2:
+            raise MemoryError("no more")
+        seen.append(real(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(runner, "measure", fails_at_the_third)
+    with pytest.raises(MemoryError):
+        bench.run([SMALL] * 3, tmp_path, contenders=("dendnorm",), sweeps=False, rounds=1, progress=False)
+    written = json.loads((tmp_path / "bench.json").read_text())
+    assert len(written["shapes"]) == 2
+
+
+def test_without_matplotlib_there_is_no_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(runner, "_sweep", lambda results, *_: results["sweeps"].update(density=results["shapes"]))
+    bench.run([SMALL], tmp_path, contenders=("dendnorm",), rounds=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.md"]
+    assert "No picture: dendnorm needs the package matplotlib" in capsys.readouterr().err
+
+
+def test_our_steps_are_captured_first(monkeypatch):
+    captured = []
+    monkeypatch.setattr(cuda, "captured", lambda step: captured.append(step))
+    steps = {name: (lambda: None) for name in bench.CONTENDERS}
+    cuda.add_variants(steps, {})
+    names = [next(name for name, step in steps.items() if step is one) for one in captured]
+    assert [name.startswith("dendnorm") for name in names] == [True] * 2 + [False] * (len(names) - 2)
 
 
 def test_rewiring_is_measured_in_steps():

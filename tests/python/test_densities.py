@@ -8,10 +8,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import dendnorm
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+given = hypothesis.given
 
 
 def erk(shapes: list[tuple[int, ...]], density: float, kernels: bool) -> list[float]:

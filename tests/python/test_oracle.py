@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from op_table import FAMILY, NORMS, POWERS
 
 import dendnorm
+
+hypothesis = pytest.importorskip("hypothesis")
+st = pytest.importorskip("hypothesis.strategies")
+given = hypothesis.given
+
+
+def examples(count: int) -> hypothesis.settings:
+    """So many generated cases; no more than DENDNORM_TEST_EXAMPLES, where the device is a slow stand-in."""
+    return hypothesis.settings(max_examples=min(count, int(os.environ.get("DENDNORM_TEST_EXAMPLES", count))))
+
 
 ops = torch.ops.dendnorm
 
@@ -100,7 +110,7 @@ def check(x, weight, bias, excitability, pattern, a, b, p, grad_output, wanted=(
         oracle.assert_close(f"gradient of {name}", gradient, getattr(want, f"d_{name}"), tolerance, skip)
 
 
-@settings(max_examples=1500)
+@examples(1500)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=SIZES,
@@ -136,7 +146,7 @@ def test_sparse_linear_equals_oracle(
     )
 
 
-@settings(max_examples=500)
+@examples(500)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=SIZES,
@@ -169,7 +179,7 @@ def test_whole_family_at_any_scale_equals_oracle(seed, rows, cols, batch, densit
     )
 
 
-@settings(max_examples=400)
+@examples(400)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=SIZES,
@@ -208,7 +218,7 @@ def test_effective_weight_equals_oracle(seed, rows, cols, density, norm, dtype, 
             oracle.assert_close("gradient of excitability", result, d_excitability, tolerance)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rows=SIZES,

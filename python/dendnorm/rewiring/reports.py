@@ -101,7 +101,7 @@ class Outcome:
         self._status: torch.Tensor | None = status
         self._done: torch.cuda.Event | None = None
         if status.is_cuda:
-            self._status = torch.empty(status.shape, dtype=status.dtype, pin_memory=True)
+            self._status = torch.empty(status.shape, dtype=status.dtype, device="cpu", pin_memory=True)
             self._status.copy_(status, non_blocking=True)
             self._done = torch.cuda.current_stream(status.device).record_event()
 

@@ -195,9 +195,10 @@ class SET:
             with ranks.together() as facts:
                 planned.append(sharded.planned(plan, name, group, moving, self._reads_gradients, facts))
         worst = found[found[:, :1].argmin(0)].flatten() if deferred else None
+        # It takes memory, which can fail: before anything is written.
+        outcome = Outcome(found, [name for _, name, _ in layers], self._failed) if deferred else None
         for rewiring in planned:
             rewiring.write(worst)
-        outcome = Outcome(found, [name for _, name, _ in layers], self._failed) if deferred else None
         self._before = self._steps, self._timetable.calls, self.report
         self._pending = outcome
         self._steps, self._timetable.calls = number, 0

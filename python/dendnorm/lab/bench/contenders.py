@@ -58,11 +58,12 @@ class CsrLinear(nn.Module):
         self.shape = tuple(weight.shape)
         self.values = nn.Parameter(weight.values().clone())
         self.bias = nn.Parameter(layer.bias.detach().clone())
-        # int64: what sampled_addmm takes on a CPU.
-        self.register_buffer("crow", weight.crow_indices().long())
-        self.register_buffer("col", weight.col_indices().long())
-        self.register_buffer("ccol", layer.ccol_indices.long())
-        self.register_buffer("row", layer.row_indices.long())
+        # On a GPU as narrow as ours; on a CPU sampled_addmm takes int64 alone.
+        index = torch.int64 if layer.weight.device.type == "cpu" else torch.int32
+        self.register_buffer("crow", weight.crow_indices().to(index))
+        self.register_buffer("col", weight.col_indices().to(index))
+        self.register_buffer("ccol", layer.ccol_indices.to(index))
+        self.register_buffer("row", layer.row_indices.to(index))
         self.register_buffer("order", torch.argsort(layer.perm.long()))  # column order from row order
 
     def matrix(self, values: torch.Tensor) -> torch.Tensor:

@@ -71,12 +71,14 @@ def captured(step: Step) -> Step:
 
 
 def add_variants(steps: dict[str, Step], entries: dict[str, dict[str, Any]]) -> None:
-    """Every step without TF32, the dense one also with it, and each also as a graph; or why not, in `entries`."""
+    """Every step without TF32, the dense one also with it, and each also as a graph; or why not, in `entries`.
+
+    Ours are captured first: a capture that fails may leave the process unable to capture anything."""
     for name, step in list(steps.items()):
         steps[name] = with_tf32(step, False)
         if name == "dense":
             steps[name + TF32] = with_tf32(step, True)
-    for name, step in list(steps.items()):
+    for name, step in sorted(steps.items(), key=lambda item: not item[0].startswith(OURS)):
         try:
             steps[name + GRAPH] = captured(step)
         except RuntimeError as error:

@@ -79,7 +79,9 @@ def run(
     progress: bool = True,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Measure and write bench.json, bench.md and, with sweeps, bench.png into `out`.
+    """Measure and write bench.json, bench.md and, with sweeps and matplotlib, bench.png into `out`.
+
+    bench.json is rewritten after every shape, so that whatever ends the run leaves what was measured.
 
     Args:
         shapes: what the table holds; None: those of ``SHAPES`` and, on a GPU, a large layer at several densities.
@@ -107,13 +109,19 @@ def run(
         raise ValueError("shapes must hold at least one shape, got none")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
-    if sweeps:
-        require("matplotlib.figure", "bench")
     out = open_folder(out, RESULTS, overwrite)
 
     def tick(text: str) -> None:
         if progress:
             print(text, file=sys.stderr, flush=True)
+
+    drawn = sweeps
+    try:
+        if sweeps:
+            require("matplotlib.figure", "bench")
+    except ImportError as error:
+        drawn = False
+        tick(f"No picture: {error}")
 
     def timed(shape: Shape, names: Sequence[str], turns: int, threads: int | None = None) -> dict[str, Any]:
         tick(str(shape) if threads is None else f"{shape}, {counted(threads, 'thread')}")
@@ -123,6 +131,10 @@ def run(
     if on_gpu:
         facts["device"] = torch.cuda.get_device_name(device)
     results: dict[str, Any] = {"machine": facts, "interrupted": False, "shapes": []}
+
+    def keep() -> None:
+        write_text(out / RESULTS, json.dumps(results, indent=1))
+
     try:
         for shape in shapes:
             entry = timed(shape, contenders, rounds)
@@ -133,14 +145,15 @@ def run(
             share = cuda.share_of_bound(entry, shape, device)
             if share is not None:
                 entry["share_of_bound"] = share
+            keep()
         if sweeps:
             results["sweeps"] = {}
-            _sweep(results, shapes[0], contenders, max(3, rounds // 3), device, timed, tick)
+            _sweep(results, shapes[0], contenders, max(3, rounds // 3), device, timed, tick, keep)
     except KeyboardInterrupt:
         results["interrupted"] = True
-    write_text(out / RESULTS, json.dumps(results, indent=1))
+    keep()
     write_text(out / "bench.md", table(results))
-    if results.get("sweeps", {}).get("density"):
+    if drawn and results.get("sweeps", {}).get("density"):
         save(picture(results), out / "bench.png", dpi=150)
     else:  # of what was overwritten
         (out / "bench.png").unlink(missing_ok=True)
@@ -148,26 +161,28 @@ def run(
 
 
 def _sweep(results: dict[str, Any], base: Shape, contenders: Sequence[str], rounds: int, device: torch.device,
-           timed: Callable[..., dict[str, Any]], tick: Callable[[str], None]) -> None:  # fmt: skip
-    """Fill results["sweeps"] entry by entry, so that an interruption keeps what there is."""
+           timed: Callable[..., dict[str, Any]], tick: Callable[[str], None],
+           keep: Callable[[], None]) -> None:  # fmt: skip
+    """Fill results["sweeps"] entry by entry, and keep each."""
     sparse = [name for name in contenders if name not in ("dense", "masked")]
 
-    def entries(name: str) -> list[dict[str, Any]]:
-        return results["sweeps"].setdefault(name, [])
+    def add(name: str, entry: dict[str, Any]) -> None:
+        results["sweeps"].setdefault(name, []).append(entry)
+        keep()
 
     for density in DENSITIES:
-        entries("density").append(timed(replace(base, density=density), contenders, rounds))
-    results["crossover"] = crossover(entries("density"))
+        add("density", timed(replace(base, density=density), contenders, rounds))
+    results["crossover"] = crossover(results["sweeps"]["density"])
     for nnz in CONNECTIONS:
         side = round(math.sqrt(nnz * 100))
-        entries("nnz").append(timed(Shape(side, side, 128, 0.01), sparse, rounds))
+        add("nnz", timed(Shape(side, side, 128, 0.01), sparse, rounds))
     for batch in BATCHES:
-        entries("batch").append(timed(replace(base, batch=batch), contenders, rounds))
+        add("batch", timed(replace(base, batch=batch), contenders, rounds))
     most = torch.get_num_threads()
     for threads in sorted({1, 2, 4, 8, 16, 32, most}):
         if threads <= most and device.type != "cuda":
-            entries("threads").append(timed(Shape(4096, 4096, 128, 0.01), sparse, rounds, threads))
+            add("threads", timed(Shape(4096, 4096, 128, 0.01), sparse, rounds, threads))
     for nnz in REWIRED:
         side = round(math.sqrt(nnz * 25))
         tick(f"rewiring {nnz:,} connections")
-        entries("rewiring").append(measure_rewiring(Shape(side, side, 128, 0.04), device=device))
+        add("rewiring", measure_rewiring(Shape(side, side, 128, 0.04), device=device))
