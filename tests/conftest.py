@@ -47,8 +47,17 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node) -> None:
+    """What one of several processes side by side (pytest-xdist) has found."""
+    node.config.stash[_results].update(getattr(node, "workeroutput", {}).get("features", {}))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     results = session.config.stash[_results]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["features"] = results
+        return
     if not results:
         return
     tests: dict[str, dict[str, str]] = {}

@@ -68,7 +68,9 @@ def test_models_are_a_table_of_their_own():
 
 def test_the_table_of_models_has_no_holes():
     table = compatibility.models({}, compatibility.PAGE.read_text("utf-8"))
-    assert len(table) == 2 + 5 and all(line.count("| yes") == 8 for line in table[2:])
+    assert len(table) == 2 + 5
+    for line in table[2:]:
+        assert line.count("| yes") >= 7 and line.count("| yes") + line.count("| not run here: ") == 8, line
 
 
 @pytest.mark.parametrize(

@@ -276,7 +276,7 @@ def test_whole_layers_are_rewired_beside_sharded_ones(sharded):
 
 
 def test_keep_whole_names_what_is_wrong():
-    with pytest.raises(ValueError, match="model must hold a SparseLinear, got none in Linear"):
+    with pytest.raises(ValueError, match="model must hold a SparseLinear or SparseConv2d, got none in Linear"):
         keep_whole(nn.Linear(2, 2))
     with pytest.raises(RuntimeError, match="init_process_group"):
         keep_whole(network())

@@ -705,7 +705,7 @@ def test_freezing_is_looked_at_anew():
     model.requires_grad_(True)
     assert len(rewire.step()) == 2
     model.requires_grad_(False)
-    with pytest.raises(ValueError, match="model must hold a SparseLinear whose weight trains"):
+    with pytest.raises(ValueError, match="model must hold a SparseLinear or SparseConv2d whose weight trains"):
         dendnorm.SET(model, optimizer)
 
 

@@ -175,7 +175,8 @@ def test_memory(ranks):
         nnz = found["measured"]["nnz"]
         layer = nnz * (4 + 4 + 8 + 12)  # values, gradient, two moments; row, column and place of each connection
         moves = LAYERS * 24 * ZETA * nnz  # the plans and the report, in host memory
-        assert found["measured"]["peak"] <= layer + moves, found["measured"]["peak"] / nnz
+        small = 1 << 16  # what does not grow with the layer
+        assert found["measured"]["peak"] <= layer + moves + small, found["measured"]["peak"] / nnz
 
 
 # Refusals

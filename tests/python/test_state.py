@@ -370,6 +370,22 @@ def test_a_copy_that_is_given_all_of_the_original_in_place():
     assert torch.equal(restored(X), target(X))
 
 
+def test_a_state_dict_without_the_layer_leaves_it_where_that_is_allowed():
+    model = torch.nn.Sequential(made(0), torch.nn.Linear(3, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    head = {name: value + 1 for name, value in before.items() if name.startswith("1.")}
+    told = model.load_state_dict(head, strict=False)
+    assert {"0.weight", "0.ccol_indices", "0.row_indices"} <= set(told.missing_keys)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name] + 1 if name.startswith("1.") else before[name]), name
+    with pytest.raises(RuntimeError, match=r"Missing key.*0\.weight"):
+        model.load_state_dict(head)
+    part = {"0.weight": before["0.weight"] * 2}
+    with pytest.raises(RuntimeError, match="0: the state_dict must hold"):
+        model.load_state_dict(part, strict=False)  # values of another pattern, as like as not
+    assert torch.equal(model[0].weight, before["0.weight"])
+
+
 def test_scripting_is_refused_by_name():
     with pytest.raises(TypeError, match=r"SparseLinear\(.*torch\.jit\.script.*torch\.export"):
         torch.jit.script(torch.nn.Sequential(made(0)))

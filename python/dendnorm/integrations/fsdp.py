@@ -79,7 +79,7 @@ def keep_scalars(model: nn.Module, process_group: dist.ProcessGroup | None = Non
 def _layers(model: nn.Module, function: str) -> dict[str, SparseLayer]:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
     if not layers:
-        raise ValueError(f"model must hold a sparse layer, got none in {type(model).__name__}")
+        raise ValueError(f"model must hold a SparseLinear or SparseConv2d, got none in {type(model).__name__}")
     if not dist.is_initialized():
         raise RuntimeError(f"torch.distributed must be initialised before {function}: call init_process_group")
     return layers

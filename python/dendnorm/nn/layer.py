@@ -346,6 +346,8 @@ class SparseLayer(Patterned):
         own: dict[str, torch.Tensor] = {name: tensor for name, tensor in self.named_parameters()}
         own |= {name: getattr(self, name) for name in SAVED}
         given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        if not given:
+            return None, None  # missing as any module's may be: load_state_dict(strict=False) lets it
         missing = [name for name in own if name not in given]
         # Values belong to the pattern that they were saved with.
         patterned = any(name in given for name in SAVED)
