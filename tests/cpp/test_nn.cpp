@@ -203,7 +203,7 @@ TEST(SparseLinear, AWrongCallIsNamed) {
       {[&] { dn::SparseLinear::from_csr(ints({0, 2, 3}), ints({2, 0, 1}), torch::ones(3), {2, 3}); },
        {"col_indices", "ascending"}},
       {[&] { dn::SparseLinear::from_csr(ints({0, 2, 3}), ints({0, 2, 1}), torch::ones(2), {2, 3}); },
-       {"values", "(3,)", "[2]"}},
+       {"values", "(3,)", "got (2,)"}},
       {[&] { layer_of("l0")->forward(torch::ones({2, 5})); }, {"input", "9", "5"}},
       {[&] { dendnorm::SET(torch::nn::Linear(2, 2)); }, {"model", "SparseLinear", "none"}},
       {[&] { dendnorm::SET(layer_of("l0"), dendnorm::SETOptions().zeta(1.5)); }, {"zeta", "[0, 1]", "1.5"}},
