@@ -1,116 +1,27 @@
 // Hands tensors to csrc/cpu.
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <cstddef>
 #include <memory>
-#include <new>
-#include <numeric>
 #include <optional>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "core/pattern.h"
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "cpu/plan.h"
+#include "ops/kept_rows.h"
 #include "ops/layer_ops.h"
-
-#ifndef INTRA_OP_PARALLEL
-#error "at::parallel_for would run on one thread only: compile this file with OpenMP, as PyTorch was"
-#endif
+#include "ops/on_cpu.h"
 
 namespace dendnorm::ops {
 namespace {
 
 using at::Tensor;
-
-// PyTorch's threads. They get the caller's rounding and flush-to-zero modes, or a result would depend on who computed
-// which part of it.
-void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
-#if defined(__x86_64__)
-  const unsigned mode = _mm_getcsr();
-  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) {
-    const unsigned own = _mm_getcsr();
-    if (own != mode) _mm_setcsr(mode);
-    body(context, begin, end);
-    if (own != mode) _mm_setcsr(own);
-  });
-#else
-  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) { body(context, begin, end); });
-#endif
-}
-
-cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
-
-// What the allocator gets anew from the system for every call, page by page.
-constexpr std::size_t kAnew = std::size_t{32} << 20;
-
-// Asks for large pages where memory is new: ten thousand page faults fewer for 40 MB.
-void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  if (bytes > kAnew && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-void prefer_large_pages(const Tensor& result) { prefer_large_pages(result.mutable_data_ptr(), result.nbytes()); }
-
-// Memory for one call of a kernel. A thread keeps what its calls needed, up to a limit: the allocator tends to give
-// blocks of this size back to the system after a step, and to get them again, page by page, for the next.
-class Workspace {
- public:
-  explicit Workspace(std::size_t bytes) {
-    if (bytes > kAnew) {
-      own_ = allocate(bytes);
-      prefer_large_pages(own_.get(), bytes);
-      data_ = own_.get();
-      return;
-    }
-    thread_local Memory kept;
-    thread_local std::size_t size = 0;
-    if (size < bytes) {
-      size = 0;
-      kept.reset();
-      kept = allocate(bytes);
-      size = bytes;
-    }
-    data_ = kept.get();
-  }
-  std::byte* data() const { return data_; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  struct Free {
-    void operator()(std::byte* memory) const { ::operator delete(memory, kLine); }
-  };
-  using Memory = std::unique_ptr<std::byte, Free>;
-
-  static Memory allocate(std::size_t bytes) { return Memory(static_cast<std::byte*>(::operator new(bytes, kLine))); }
-
-  Memory own_;
-  std::byte* data_ = nullptr;
-};
-
-template <class T>
-cpu::Layer<T> threaded_layer(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
-                             const Norm& norm) {
-  auto layer = layer_of<cpu::Layer<T>, T>(weight, excitability, pattern, norm);
-  layer.threads = threads();
-  return layer;
-}
 
 // The factors of all rows and the memory that holds them; null factors where every factor is 1.
 template <class T>
@@ -118,71 +29,52 @@ struct RowFactors {
   Tensor memory;
   cpu::Factors<T> factors;
 
-  explicit RowFactors(const cpu::Layer<T>& layer) {
-    if (!scales(layer)) return;
+  RowFactors(const cpu::Layer<T>& layer, const Row* rows) {
     memory = at::empty({2, layer.rows}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
     T* first = memory.mutable_data_ptr<T>();
-    const bool wide = cpu::row_factors(layer, first, first + layer.rows);
+    const bool wide = cpu::row_factors(layer, rows, first, first + layer.rows);
     factors = {first, wide ? first + layer.rows : nullptr};
   }
 };
 
-// 1 / D of a row where b = 0.
-template <class T>
-double inverse_d(const cpu::Layer<T>& layer, std::int64_t row) {
-  return measure_row(layer.norm, layer.view.start[row + 1] - layer.view.start[row], NoValues{}).inverse_d;
-}
-
-// The factors of all rows as 1 / D times one number for all. Usable where that is what they are and both are of a size
-// that leaves ordinary activations and gradients in the range of T.
+// The factor of every row as row[i] times `scale`, which is taken into dY as it is packed. Usable where both are of a
+// size that leaves ordinary activations and gradients in the range of T.
 template <class T>
 struct RowScale {
   bool usable = false;
-  std::unique_ptr<T[]> data;
+  std::unique_ptr<T[]> row;
   T scale = 1;
 
   RowScale() = default;
-  explicit RowScale(const cpu::Layer<T>& layer) {
-    constexpr double kSmall = 0x1p-40, kLarge = 0x1p40;
-    if (layer.norm.b != 0 || layer.excitability.per_row) return;
-    const double e = layer.excitability.of(0);
-    if (e != 0 && !(std::fabs(e) > kSmall && std::fabs(e) < kLarge)) return;
-    scale = static_cast<T>(e);
-    data.reset(new T[static_cast<std::size_t>(layer.rows)]);
+
+  // As 1 / D times one number for all; or, `whole`, all in one: then no factor is 0 where a row has connections.
+  RowScale(const cpu::Layer<T>& layer, const Row* rows, bool whole) {
+    if (!whole) {
+      const double e = layer.excitability.of(0);
+      if (e != 0 && !ordinary(e)) return;
+      scale = static_cast<T>(e);
+    }
+    row.reset(new T[static_cast<std::size_t>(layer.rows)]);
     for (std::int64_t i = 0; i < layer.rows; ++i) {
-      const double row = inverse_d(layer, i);
-      if (row != 0 && !(row > kSmall && row < kLarge)) return;
-      data[i] = static_cast<T>(row);
+      const double inverse_d = rows[i].inverse_d;
+      const double factor = whole ? factor_of(layer.excitability.of(i), inverse_d) : inverse_d;
+      const bool unused = layer.view.start[i] == layer.view.start[i + 1];
+      if (!ordinary(factor) && !(unused && factor == 0)) return;
+      row[i] = static_cast<T>(factor);
     }
     usable = true;
   }
+
+  static bool ordinary(double factor) { return std::fabs(factor) > 0x1p-40 && std::fabs(factor) < 0x1p40; }
 };
 
 template <class T>
-void run_forward(cpu::Forward<T>& f) {
-  const auto& kernels = cpu::kernels<T>();
-  f.threads = threads();
-  const cpu::ForwardPlan plan = cpu::plan_forward(f, kernels.widths);
-  kernels.forward(f, plan, Workspace(plan.workspace_bytes).data());
-}
-
-template <class T>
 void run_columns(cpu::Columns<T>& c) {
-  const auto& kernels = cpu::kernels<T>();
   c.threads = threads();
-  const cpu::ColumnsPlan plan = cpu::plan_columns(c, kernels.widths);
-  kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
-}
-
-// Sums per-row parts of dC/de to e's own shape.
-template <class T>
-void excitability_gradient(const std::vector<double>& parts, const Tensor& gradient) {
-  T* data = gradient.mutable_data_ptr<T>();
-  if (is_per_row(gradient)) {
-    for (std::size_t i = 0; i < parts.size(); ++i) data[i] = static_cast<T>(parts[i]);
-  } else {
-    data[0] = static_cast<T>(std::accumulate(parts.begin(), parts.end(), 0.0));
-  }
+  with_kernels<T>(c.dy, c.samples, [&](const auto& kernels) {
+    const cpu::ColumnsPlan plan = cpu::plan_columns(c, kernels.widths, kernels.kSlabBytes);
+    kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
+  });
 }
 
 struct Backend {
@@ -190,22 +82,20 @@ struct Backend {
     explicit Guard(const Tensor&) {}
   };
 
-  static void check_views(const char* op, const Pattern& p) {
-    const View columns = columns_of(p), rows = rows_of(p);
-    TORCH_CHECK_VALUE(views_agree(columns.start, p.ccol_indices.size(0) - 1, columns.index, rows.start,
-                                  p.crow_indices.size(0) - 1, rows.index, rows.perm, p.perm.size(0)),
-                      "dendnorm::", op,
-                      ": crow_indices, col_indices and perm must be the row view of ccol_indices and row_indices, got "
-                      "views of different patterns; a compiled or exported graph keeps the row view: call the layer "
-                      "once outside of it after its pattern was written, or layer.load_state_dict");
-  }
+  static void check_views(const char* op, const Pattern& pattern) { check_same_pattern(op, pattern); }
 
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
-                      const Pattern& pattern, const Norm& norm, const Tensor& output) {
+                      const Pattern& pattern, const Norm& norm, const Tensor& output, Tensor* kept = nullptr) {
     prefer_large_pages(output);
     const Matrix x(input), y(output);
-    const RowFactors<T> factors(threaded_layer<T>(weight, excitability, pattern, norm));
+    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
+    std::optional<RowFactors<T>> factors;
+    if (scales(layer)) {
+      const Tensor rows = measured(layer);
+      factors.emplace(layer, rows_in(rows));
+      if (kept != nullptr && norm.b != 0) *kept = rows;
+    }
     cpu::Forward<T> f{};
     f.samples = samples_of(input);
     f.inputs = input.size(-1);
@@ -216,14 +106,15 @@ struct Backend {
     f.rows = rows_of(pattern);
     f.columns = columns_of(pattern);
     f.values = weight.const_data_ptr<T>();
-    f.factors = factors.factors;
+    if (factors) f.factors = factors->factors;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
     run_forward(f);
   }
 
   template <class T>
   static void backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& excitability,
-                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients) {
+                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients,
+                       const Tensor& kept = {}) {
     const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
     const Matrix dy(grad_output), x(input);
     Matrix dx;
@@ -247,8 +138,13 @@ struct Backend {
       c.gradient = gradient.mutable_data_ptr<T>();
     }
     c.finish = wanted.finish();
-    const bool applies = scales(layer) && !wanted.rows_pass() && (wanted.input || wanted.values());
-    const RowScale<T> row_scale = applies ? RowScale<T>(layer) : RowScale<T>();
+    const bool scaled = scales(layer) && (wanted.input || wanted.values());
+    const bool needed = scaled || wanted.rows_pass();
+    const Tensor memory = needed && !kept.defined() ? measured(layer) : kept;
+    const Row* rows = rows_in(memory);
+    const bool shared = layer.norm.b == 0 && !layer.excitability.per_row;
+    const bool packed_scaled = scaled && !cpu::stay_bfloat16(c.dy, c.samples);
+    const RowScale<T> row_scale = packed_scaled ? RowScale<T>(layer, rows, !shared) : RowScale<T>();
     std::optional<RowFactors<T>> factors;
     std::vector<double> dot_weights, dots;
     if (wanted.dots()) {
@@ -256,16 +152,16 @@ struct Backend {
       c.dots = dots.data();
     }
     if (row_scale.usable) {
-      c.row_scale = row_scale.data.get();
+      c.row_scale = row_scale.row.get();
       c.scale = row_scale.scale;
     } else {
-      if (wanted.factors()) {
-        factors.emplace(layer);
+      if (scaled && wanted.factors()) {
+        factors.emplace(layer, rows);
         c.factors = factors->factors;
       }
       if (wanted.dots()) {
         dot_weights.resize(c.outputs);
-        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = inverse_d(layer, i);
+        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = rows[i].inverse_d;
         c.dot_weights = dot_weights.data();
       }
     }
@@ -273,7 +169,7 @@ struct Backend {
     run_columns(c);
 
     if (wanted.rows_pass()) {
-      norm_gradient(layer, c.gradient, gradients.weight, gradients.excitability);
+      raw_gradients(layer, rows, row_scale.usable, c.gradient, gradients.weight, gradients.excitability);
     } else if (wanted.dots()) {
       excitability_gradient<T>(dots, gradients.excitability);
     }
@@ -282,13 +178,15 @@ struct Backend {
   template <class T>
   static void effective_weight(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
                                const Norm& norm, const Tensor& result) {
-    cpu::effective_weight(threaded_layer<T>(weight, excitability, pattern, norm), result.mutable_data_ptr<T>());
+    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
+    cpu::effective_weight(layer, result.mutable_data_ptr<T>());
   }
 
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    norm_gradient(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
+    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
+    raw_gradients(layer, grad.const_data_ptr<T>(), dv, de);
   }
 
   template <class T>
@@ -305,18 +203,22 @@ struct Backend {
     c.gradient = result.mutable_data_ptr<T>();
     run_columns(c);
   }
-
- private:
-  template <class T>
-  static void norm_gradient(const cpu::Layer<T>& layer, const T* grad, const Tensor& dv, const Tensor& de) {
-    std::vector<double> parts(de.defined() ? layer.rows : 0);
-    cpu::norm_gradient(layer, grad, dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                       de.defined() ? parts.data() : nullptr);
-    if (de.defined()) excitability_gradient<T>(parts, de);
-  }
 };
 
 }  // namespace
+
+Tensor sparse_linear_on_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                            Tensor& rows) {
+  return LayerOps<Backend>::forward(input, weight, bias, excitability, pattern, norm, &rows);
+}
+
+Tensor4 sparse_linear_backward_on_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                      const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                                      std::array<bool, 4> mask, const Tensor& rows) {
+  RECORD_FUNCTION("dendnorm::sparse_linear_backward", c10::ArrayRef<const c10::IValue>{});
+  return LayerOps<Backend>::backward(grad_output, input, weight, excitability, pattern, norm, mask, rows);
+}
 
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) { LayerOps<Backend>::register_in(m); }
 

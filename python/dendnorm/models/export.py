@@ -84,6 +84,26 @@ def _sparse_linear(
     return output.to(input.dtype)
 
 
+def _frozen_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    in_features: int,
+) -> torch.Tensor:
+    rows = crow_indices.shape[0] - 1
+    # How many rows have begun at each entry, less one: a search, whose size does not depend on values.
+    entries = torch.arange(weight.shape[0], device=weight.device)
+    row = torch.searchsorted(crow_indices.long(), entries, right=True) - 1
+    dense = torch.zeros(rows * in_features, dtype=weight.dtype, device=weight.device)
+    dense = dense.index_copy(0, row * in_features + col_indices.long(), weight).view(rows, in_features)
+    output = torch.matmul(input.to(weight.dtype), dense.t())
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
+
+
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     """A decomposition table for ``torch.export``: PyTorch's own, and dendnorm's ops in terms of it.
 
@@ -100,4 +120,5 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     table: dict[OpOverload, Callable[..., Any]] = dict(torch.export.default_decompositions())
     table[_ops.sparse_linear] = _sparse_linear
     table[_ops.effective_weight] = _effective
+    table[_ops.frozen_linear] = _frozen_linear
     return table
