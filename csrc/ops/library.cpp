@@ -20,7 +20,7 @@ TORCH_LIBRARY(dendnorm, m) {
         ", bool[2] output_mask) -> (Tensor, Tensor)");
   m.def("sampled_product(Tensor rows, Tensor columns, " PATTERN ") -> Tensor");
 
-  // Effective weights in row order, for inference; col_indices is int32 or uint16.
+  // Effective weights in row order, for inference; col_indices is int32, or int16 with the bits of unsigned numbers.
   m.def(
       "frozen_linear(Tensor input, Tensor weight, Tensor? bias, Tensor crow_indices, Tensor col_indices, int "
       "in_features) -> Tensor");

@@ -96,8 +96,9 @@ def _frozen_linear(
     # How many rows have begun at each entry, less one: a search, whose size does not depend on values.
     entries = torch.arange(weight.shape[0], device=weight.device)
     row = torch.searchsorted(crow_indices.long(), entries, right=True) - 1
+    col = col_indices.long() & 0xFFFF if col_indices.dtype == torch.int16 else col_indices.long()
     dense = torch.zeros(rows * in_features, dtype=weight.dtype, device=weight.device)
-    dense = dense.index_copy(0, row * in_features + col_indices.long(), weight).view(rows, in_features)
+    dense = dense.index_copy(0, row * in_features + col, weight).view(rows, in_features)
     output = torch.matmul(input.to(weight.dtype), dense.t())
     if bias is not None:
         output = output + bias
