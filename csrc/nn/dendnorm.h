@@ -285,10 +285,10 @@ struct SETOptions {
 };
 
 // One step() excises, in every SparseLinear of the model, the k = round(zeta nnz) connections (half to even) of the
-// smallest |w|, and grows k at positions that are then empty, uniformly at random, with values of 0, or, for norms with b
-// other than 0, normal ones of the root mean square that the layer's values have. In place: parameters, storage and nnz
-// stay. The gradient and the optimizer's state (SGD, Adam, AdamW, RMSprop, Adagrad)
-// move with the connections that stay and are 0 for new ones. A step that throws has changed nothing.
+// smallest |w|, and grows k at positions that are then empty, uniformly at random, with values of 0, or, for norms with
+// b other than 0, normal ones of the root mean square that the layer's values have. In place: parameters, storage and
+// nnz stay. The gradient and the optimizer's state (SGD, Adam, AdamW, RMSprop, Adagrad) move with the connections that
+// stay and are 0 for new ones. A step that throws has changed nothing.
 //
 // Source: D. C. Mocanu et al, "Scalable training of artificial neural networks with adaptive sparse connectivity
 // inspired by network science", Nature Communications 9, 2018; the criterion as in Bird and Cuntz.

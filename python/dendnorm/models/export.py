@@ -34,6 +34,7 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
 _OURS: dict[OpOverload, Callable[..., Any]] = {
     _ops.sparse_linear: plain.sparse_linear,
     _ops.effective_weight: plain.effective_weight,
+    _ops.frozen_linear: plain.frozen_linear,
 }
 
 

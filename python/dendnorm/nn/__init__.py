@@ -1,9 +1,11 @@
 """Layers, patterns and norms."""
 
-from . import activations, functional, linear, norms, pattern
+from . import activations, frozen, functional, linear, norms, pattern
 from .activations import SReLU
+from .frozen import FrozenLinear
 from .linear import SparseLinear
 from .norms import Norm
 from .pattern import Pattern
 
-__all__ = ["Norm", "Pattern", "SReLU", "SparseLinear", "activations", "functional", "linear", "norms", "pattern"]
+__all__ = ["FrozenLinear", "Norm", "Pattern", "SReLU", "SparseLinear", "activations", "frozen", "functional", "linear",
+           "norms", "pattern"]  # fmt: skip

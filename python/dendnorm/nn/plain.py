@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-__all__ = ["effective_weight", "refuse_trace", "sparse_linear"]
+__all__ = ["effective_weight", "frozen_linear", "refuse_trace", "sparse_linear"]
 
 
 def refuse_trace() -> None:
@@ -89,6 +89,26 @@ def sparse_linear(
     dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
     dense = dense.index_copy(0, row * cols + col, effective).view(rows, cols)
     output = torch.matmul(input.to(weight.dtype), dense.t())  # sums in the dtype of the values, as the op's
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
+
+
+def frozen_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    in_features: int,
+) -> torch.Tensor:
+    rows = crow_indices.shape[0] - 1
+    # How many rows have begun at each entry, less one: a search, whose size does not depend on values.
+    entries = torch.arange(weight.shape[0], device=weight.device)
+    row = torch.searchsorted(crow_indices.long(), entries, right=True) - 1
+    dense = torch.zeros(rows * in_features, dtype=weight.dtype, device=weight.device)
+    dense = dense.index_copy(0, row * in_features + col_indices.long(), weight).view(rows, in_features)
+    output = torch.matmul(input.to(weight.dtype), dense.t())
     if bias is not None:
         output = output + bias
     return output.to(input.dtype)
