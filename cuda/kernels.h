@@ -58,12 +58,13 @@ template <class T>
 struct Columns {
   std::int64_t samples, inputs, outputs, connections;
   Activations dy;
-  Activations x;   // read where `gradient` is wanted
+  Activations x;   // read where `gradient` is wanted, unless it is taken from dense_gradient
   Activations dx;  // data null: not wanted
   View columns;
   const T* values;            // read where dx or dots is wanted
   const Factor<T>* factors;   // (M,), null: 1
   T* gradient;                // (nnz,), null: not wanted
+  const T* dense_gradient;    // (N, M): G of every position, connected or not; null: made of dy and x
   bool finish;                // multiply G by the factor of its row, which makes it dV where b = 0
   const double* dot_weights;  // (M,), null: not wanted; needs gradient
   double* dots;               // (dot_parts(connections),): parts of sum_k dot_weights[row_k] G_k v_k, before `finish`

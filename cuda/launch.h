@@ -13,7 +13,7 @@
 //   fma, fmaf, std::fabs, std::sqrt, std::pow, std::frexp, std::ldexp, std::isinf, std::isfinite
 //   cudaMemsetAsync
 //   cudaLaunchKernelEx, cudaGetLastError, cudaGetDevice, cudaDeviceGetAttribute, cudaFuncSetAttribute (only in this
-//   file and device.cu)
+//   file, cub.cu and device.cu)
 //   launch_kernel(kernel, grid, block, shared, stream, args...) -> cudaError_t, and shared_memory<T>(), declared below;
 //   the stand-in defines its own two in namespace dendnorm::cuda
 //

@@ -57,6 +57,31 @@ def build_and_test(title: str, source: Path, build: Path, options: list[str]) ->
     return ctest(title, build)
 
 
+# On the processor a device is slow: the tests of what the glue does, and a few generated cases of each kind.
+GLUE = ("tests/cuda/glue/test_glue.py", "tests/gpu")
+GLUE_SUITE = tuple(f"tests/python/test_{name}.py" for name in ("oracle", "gradients", "rewire_faults", "set", "errors"))
+
+
+def cuda_glue(folder: Path, reports: list[Path]) -> bool | None:
+    """What hands tensors to the CUDA kernels, executed on devices that the processor stands in for, under
+    AddressSanitizer; None where PyTorch brings devices of its own."""
+    if not (folder / "libdendnorm.so").exists():
+        print("\n=== The CUDA glue on the processor: skipped, for this PyTorch is one with CUDA", flush=True)
+        return None
+    good = True
+    for name, files, environment in (
+        ("glue", GLUE, {}),
+        ("glue-suite", GLUE_SUITE, {"DENDNORM_TEST_DEVICE": "cuda", "DENDNORM_TEST_EXAMPLES": "10"}),
+    ):
+        report = BUILD / f"pytest-{name}.xml"
+        report.unlink(missing_ok=True)
+        reports.append(report)
+        command = [sys.executable, "tests/cuda/glue/run.py", str(folder), sys.executable, "-m", "pytest", "-q"]
+        command += [*files, "-m", "not slow", f"--junitxml={report}"]
+        good &= run(f"The CUDA glue on the processor: {name}", command, **PYTHON_ENV, **environment)
+    return good
+
+
 def cuda_build(report: Path) -> bool | None:
     """Compile, link and import the CUDA build and read its machine code; None where there is no CUDA compiler."""
     report.unlink(missing_ok=True)
@@ -77,7 +102,7 @@ def cuda_build(report: Path) -> bool | None:
     if not run("The CUDA build", command, CUDACXX=nvcc):
         return False
     paths = os.pathsep.join(map(str, (folder / "package", ROOT / "tests" / "python")))
-    pytest = [str(python), "-m", "pytest", "-q", "tests/cuda", f"--junitxml={report}"]
+    pytest = [str(python), "-m", "pytest", "-q", "tests/cuda", "--ignore=tests/cuda/glue", f"--junitxml={report}"]
     return run("The CUDA build, imported and read", pytest, PYTHONPATH=paths)
 
 
@@ -118,6 +143,9 @@ def main() -> int:
         good.append(run(f"the oracle with DENDNORM_CPU_CAPABILITY={capability}", command, **environment))
         reports.append(report)
 
+    executed = cuda_glue(BUILD / "release" / "on_host", reports)
+    good.append(executed is not False)
+
     report = BUILD / "pytest-cuda.xml"
     compiled = cuda_build(report)
     good.append(compiled is not False)
@@ -125,7 +153,7 @@ def main() -> int:
         reports.append(report)
 
     totals = [sum(column) for column in zip(*map(counted, reports), strict=True)]
-    totals[2] += compiled is None
+    totals[2] += (compiled is None) + (executed is None)
     machine_code = BUILD / "cuda" / "machine_code.txt"
     if compiled is not None and machine_code.exists():
         print(f"\nThe machine code of the CUDA kernels (cuda/README.md derives the limits)\n{machine_code.read_text()}")

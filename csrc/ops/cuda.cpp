@@ -169,8 +169,8 @@ struct Backend {
   static void backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& excitability,
                        const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients) {
     const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
-    const bool dense = wanted.input && prefers_dense(layer, weight, input, input.size(-1));
-    const RowFactors<T> factors(layer, weight, wanted.factors(), wanted.dots(), dense);
+    const bool dense = prefers_dense(layer, weight, input, input.size(-1));
+    const RowFactors<T> factors(layer, weight, wanted.factors(), wanted.dots(), dense && wanted.input);
 
     const Matrix dy(grad_output), x(input);
     Matrix dx;
@@ -195,7 +195,14 @@ struct Backend {
       }
     }
     const Tensor gradient = values_gradient(wanted, gradients, weight);
-    if (wanted.values()) c.gradient = gradient.mutable_data_ptr<T>();
+    Tensor dense_gradient;
+    if (wanted.values()) {
+      c.gradient = gradient.mutable_data_ptr<T>();
+      if (dense) {
+        dense_gradient = at::mm(x.tensor.t(), dy.tensor);
+        c.dense_gradient = dense_gradient.const_data_ptr<T>();
+      }
+    }
     c.finish = wanted.finish();
     Tensor dots;
     if (wanted.dots()) {

@@ -174,7 +174,9 @@ def trained(model: torch.nn.Module) -> torch.optim.Optimizer:
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(2):
         optimizer.zero_grad()
-        model(torch.randn(10, 20, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+        model(
+            torch.randn(10, 20, generator=torch.Generator(torch.get_default_device()).manual_seed(1))
+        ).square().mean().backward()
         optimizer.step()
     return optimizer
 
