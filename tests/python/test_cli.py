@@ -16,7 +16,7 @@ import pytest
 
 import dendnorm
 from dendnorm import _extras
-from dendnorm.lab import cli, comparison, device, report, settings
+from dendnorm.lab import cli, comparison, device, paper, report, settings
 from dendnorm.lab.cli import options
 from dendnorm.lab.settings import Settings
 
@@ -57,6 +57,19 @@ def test_without_options_it_is_the_default_settings(told):
 def test_lists_are_set_apart_by_spaces_or_commas(told, arguments):
     assert told("--hidden", *arguments).hidden == (100, 50)
     assert told("--norm", "none,lp:2").norms == told("--norm", "none", "lp:2").norms == ("none", "lp:2")
+
+
+def test_names_of_the_paper_are_lists_too(monkeypatch):
+    asked = []
+
+    def run(name, out, **more):
+        asked.append((name, more["data"]))
+        raise ValueError("enough")
+
+    monkeypatch.setattr(paper, "run", run)
+    for arguments in (["1D,2A"], ["1D", "2A"], ["1D,", "2A"]):
+        assert cli.main(["paper", *arguments, "--data", "mnist,fashion-mnist", "--quiet"]) == 2
+    assert asked == [("1D", ["mnist", "fashion-mnist"])] * 3
 
 
 def test_density_is_epsilon(told):
