@@ -508,7 +508,7 @@ def everything_of(rank: int, ranks: int, folder: str, came: str | None) -> dict[
 
 def _rank(rank: int, ranks: int, store: str, out: str, arguments: tuple) -> None:
     warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(300, exit=True)  # ranks that wait for each other show where
+    faulthandler.dump_traceback_later(900, exit=True)  # ranks that wait for each other show where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
     try:
