@@ -283,12 +283,13 @@ def test_a_skipped_step_counts_on_no_rank(two):
 # Elastic
 
 WORKER = """
-import os, signal, sys
+import faulthandler, os, signal, sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
 from sharded_runs import batches, everything, load, network, pieces, save, shard, step
 
+faulthandler.dump_traceback_later(580, exit=True)  # whoever has lost its torchrun waits for ever
 folder = Path(sys.argv[1])
 torch.set_num_threads(1)
 # A store for each life: torchrun's may still hold the addresses of those that were killed.
@@ -323,7 +324,7 @@ def test_an_elastic_restart_goes_on(tmp_path):
                "--max-restarts", "1", "--monitor-interval", "0.1", str(script), str(tmp_path)]  # fmt: skip
     paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Signal 9 (SIGKILL)" in done.stderr or "exitcode: -9" in done.stderr or "exitcode  : -9" in done.stderr
     model = network()
