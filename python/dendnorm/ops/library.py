@@ -24,6 +24,7 @@ __all__ = [
     "excise",
     "excitability_start",
     "has_kernel",
+    "home_of",
     "largest_connections",
     "name_of_norm",
     "norm_named",
@@ -100,14 +101,18 @@ def has_kernel(op: str, device: torch.device) -> bool:
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"dendnorm::{op}", key)
 
 
+def home_of(op: str, device: torch.device) -> torch.device:
+    """Where ``dendnorm::op`` works for tensors of a device: there, or on the CPU, which gives the same."""
+    return device if has_kernel(op, device) else torch.device("cpu")
+
+
 def transposed(
     compressed: torch.Tensor, indices: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The other view of a pattern that is known to be sound, and for each of its entries the position in this one."""
     device = compressed.device
-    if has_kernel("transpose_pattern", device):
-        return transpose_pattern(compressed, indices, size, sound=True)
-    pointers, others, perm = transpose_pattern(compressed.cpu(), indices.cpu(), size, sound=True)
+    home = home_of("transpose_pattern", device)
+    pointers, others, perm = transpose_pattern(compressed.to(home), indices.to(home), size, sound=True)
     return pointers.to(device), others.to(device), perm.to(device)
 
 

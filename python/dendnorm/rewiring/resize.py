@@ -138,7 +138,7 @@ def _plan(
     companions = companions_of(name, old, optimizer if old.requires_grad else None, "resized")
     check_keeps_no_copy(name, old, optimizer)
     check_shared(name, layers)
-    home = old.device if _ops.has_kernel("weakest", old.device) else torch.device("cpu")
+    home = _ops.home_of("weakest", old.device)
     row, col = layer.pattern.edges()
     keys = (col * rows + row).to(home)
     if nnz < layer.nnz:

@@ -379,8 +379,7 @@ class SET:
         device = layer.weight.device
         check_shared(name, layers, status)
         k, dtype = _ops.share_of(zeta, layer.nnz), layer.weight.dtype
-        # Where this build has no kernels for the device, the CPU draws the same.
-        home = device if _ops.has_kernel("weakest", device) else torch.device("cpu")
+        home = _ops.home_of("weakest", device)
         ccol, row = (indices.to(home) for indices in layer.pattern[:2])
         observed = None if self._observer is None else self._observer.of(layer)
         self._turn = Turn(name, layer, k, zeta, self.seed, step, index, home, status, observed)

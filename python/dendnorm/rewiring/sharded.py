@@ -149,7 +149,7 @@ class ShardedRewiring:
         layer, weight, rows = self.layers[0], self.layers[0].weight, self.layers[0].out_features
         row_of_new, column_of_new = self.report.grown
         ccol, row = layer.pattern[:2]
-        home = row.device if _ops.has_kernel("weakest", row.device) else torch.device("cpu")
+        home = _ops.home_of("weakest", row.device)
         dropped = torch.zeros(self.report.nnz, dtype=torch.bool, device=home)
         dropped[self.gone.to(home).long()] = True
         keys, values = (column_of_new * rows + row_of_new).to(home), self.values.to(home)
