@@ -12,11 +12,10 @@ from torch.nn.grad import conv2d_weight
 
 from .._arguments import connections
 from ..ops import library as _ops
-from .layer import SparseLayer, parameter_of
+from .layer import SparseLayer
 from .making import bare, check_sizes, densified, fill_from_dense, start
 from .norms import Norm
 from .pattern import Pattern
-from .spread import widened
 from .window import Sizes, Window, check_channels
 
 __all__ = ["SparseConv1d", "SparseConv2d"]
@@ -153,10 +152,9 @@ class SparseConv(SparseLayer):
             images = F.pad(images, window.pads, window.padding_mode)
         if self._dims == 1:
             images = images.unsqueeze(-2)
-        parameters = widened(parameter_of(self, "weight"), parameter_of(self, "bias"), self._excitability())
         output = _ops.sparse_conv2d(
             images,
-            *parameters,
+            *self._values(),
             buffers["ccol_indices"],
             buffers["row_indices"],
             *self._row_view(),

@@ -115,6 +115,11 @@ class SparseLayer(Patterned):
             return norm()
         return parameter_of(norm, "excitability")
 
+    def _values(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Weight, bias and excitability as the layer's op takes them."""
+        values = parameter_of(self, "weight"), parameter_of(self, "bias"), self._excitability()
+        return values if values[0].dtype is torch.float32 else widened(*values)
+
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
         weight, norm = parameter_of(self, "weight"), self.norm

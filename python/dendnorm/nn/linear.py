@@ -9,15 +9,12 @@ from torch import nn
 
 from .._arguments import connections, features
 from ..ops import library as _ops
-from .layer import SparseLayer, parameter_of
+from .layer import SparseLayer
 from .making import bare, check_sizes, densified, fill, fill_from_dense, start
 from .norms import Norm
 from .pattern import Pattern, require_tensors
-from .spread import widened
 
 __all__ = ["SparseLinear"]
-
-_USUAL = torch.float32
 
 
 class SparseLinear(SparseLayer):
@@ -149,14 +146,9 @@ class SparseLinear(SparseLayer):
         # Module attributes are slow to look up, and a small layer's call is mostly that.
         norm: Any = self._modules["norm"]
         buffers = self._buffers
-        weight, bias, excitability = parameter_of(self, "weight"), parameter_of(self, "bias"), self._excitability()
-        if weight.dtype is not _USUAL:
-            weight, bias, excitability = widened(weight, bias, excitability)
         return _ops.sparse_linear(
             input,
-            weight,
-            bias,
-            excitability,
+            *self._values(),
             buffers["ccol_indices"],
             buffers["row_indices"],
             *self._row_view(),

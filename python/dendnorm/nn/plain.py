@@ -69,19 +69,14 @@ def effective_weight(
 def _dense(
     weight: torch.Tensor,
     excitability: torch.Tensor | None,
-    ccol_indices: torch.Tensor,
-    row_indices: torch.Tensor,
-    crow_indices: torch.Tensor,
-    col_indices: torch.Tensor,
-    perm: torch.Tensor,
-    a: float,
-    b: float,
-    p: float,
+    pattern: tuple[torch.Tensor, ...],
+    norm: tuple[float, float, float],
 ) -> torch.Tensor:
     """The effective weights as a dense matrix (M, N)."""
+    ccol_indices, row_indices, crow_indices, col_indices, perm = pattern
     rows, cols = crow_indices.shape[0] - 1, ccol_indices.shape[0] - 1
     row = row_indices.long()
-    effective = _in_rows(weight, excitability, row, rows, a, b, p)
+    effective = _in_rows(weight, excitability, row, rows, *norm)
     # The input neuron of each entry in row order, put into column order.
     col = torch.zeros_like(row).index_copy(0, perm.long(), col_indices.long())
     dense = torch.zeros(rows * cols, dtype=weight.dtype, device=weight.device)
@@ -103,7 +98,7 @@ def sparse_linear(
     p: float,
 ) -> torch.Tensor:
     """The dense weight, written once for a call, and a dense product: what every runtime has fast kernels for."""
-    dense = _dense(weight, excitability, ccol_indices, row_indices, crow_indices, col_indices, perm, a, b, p)
+    dense = _dense(weight, excitability, (ccol_indices, row_indices, crow_indices, col_indices, perm), (a, b, p))
     output = torch.matmul(input.to(weight.dtype), dense.t())  # sums in the dtype of the values, as the op's
     if bias is not None:
         output = output + bias
@@ -130,8 +125,8 @@ def sparse_conv2d(
     groups: int,
 ) -> torch.Tensor:
     """The dense filters, written once for a call, and a dense convolution."""
-    pattern = (ccol_indices, row_indices, crow_indices, col_indices, perm)
-    filters = _dense(weight, excitability, *pattern, a, b, p).unflatten(1, (-1, *kernel_size))
+    dense = _dense(weight, excitability, (ccol_indices, row_indices, crow_indices, col_indices, perm), (a, b, p))
+    filters = dense.unflatten(1, (-1, *kernel_size))
     top, bottom, left, right = padding
     images = torch.constant_pad_nd(input.to(weight.dtype), [left, right, top, bottom])
     return torch.conv2d(images, filters, bias, stride, 0, dilation, groups).to(input.dtype)
