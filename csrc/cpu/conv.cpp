@@ -102,41 +102,39 @@ bool is_matrix(const Images& images, const ImageSizes& s) {
 }
 Activations matrix_of(const Images& images) { return {images.data, images.column, false, images.type}; }
 
-template <class T>
-void linear_forward(const ConvForward<T>& f, const KernelsOf<T>& set) {
-  const ConvShape& s = f.shape;
-  Forward<T> linear{};
+// What both passes of the layer (Forward or Columns) have of the convolution's.
+template <class Linear, class Pass>
+Linear linear_of(const Pass& c) {
+  const ConvShape& s = c.shape;
+  Linear linear{};
   linear.samples = s.samples * s.height * s.width;
   linear.inputs = s.channels;
   linear.outputs = s.filters;
   linear.connections = s.connections;
-  linear.x = matrix_of(f.x);
+  linear.x = matrix_of(c.x);
+  linear.columns = c.columns;
+  linear.values = c.weights;
+  linear.threads = c.threads;
+  return linear;
+}
+
+template <class T>
+void linear_forward(const ConvForward<T>& f, const KernelsOf<T>& set) {
+  auto linear = linear_of<Forward<T>>(f);
   linear.y = matrix_of(f.y);
   linear.rows = f.rows;
-  linear.columns = f.columns;
-  linear.values = f.weights;
   linear.bias = f.bias;
-  linear.threads = f.threads;
   const ForwardPlan plan = plan_forward(linear, set.widths);
   set.forward(linear, plan, f.room.take(f.room.context, plan.workspace_bytes));
 }
 
 template <class T>
 void linear_backward(const ConvBackward<T>& c, const KernelsOf<T>& set) {
-  const ConvShape& s = c.shape;
-  Columns<T> linear{};
-  linear.samples = s.samples * s.height * s.width;
-  linear.inputs = s.channels;
-  linear.outputs = s.filters;
-  linear.connections = s.connections;
+  auto linear = linear_of<Columns<T>>(c);
   linear.dy = matrix_of(c.dy);
-  linear.x = matrix_of(c.x);
   linear.dx = matrix_of(c.dx);
-  linear.columns = c.columns;
-  linear.values = c.weights;
   linear.gradient = c.gradient;
   linear.bias_gradient = c.bias_gradient;
-  linear.threads = c.threads;
   const ColumnsPlan plan = plan_columns(linear, set.widths);
   set.columns(linear, plan, c.room.take(c.room.context, plan.workspace_bytes));
 }
