@@ -6,6 +6,7 @@
 
 #include "nn/checks.h"
 #include "nn/dendnorm.h"
+#include "nn/layer.h"
 #include "ops/call.h"
 
 namespace dendnorm::nn {
@@ -31,20 +32,12 @@ SparseLinear SparseLinear::from_dense(const torch::nn::Linear& linear, std::opti
   torch::NoGradGuard no_grad;
   TORCH_CHECK_VALUE(!linear.is_empty(), "linear must be a torch::nn::Linear, got an empty one");
   const Tensor dense = linear->weight.detach();
-  const int64_t rows = dense.size(0), cols = dense.size(1);
-  checked_size("linear.in_features", cols);
-  checked_size("linear.out_features", rows);
-  std::optional<int64_t> count;
-  if (density.has_value()) count = counted(density, std::nullopt, rows * cols);
-  const auto [ccol, row, effective] = ops::call_largest_connections(dense, count, "linear.weight");
-  const auto dtype = dense.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
-  auto options = SparseLinearOptions(cols, rows).nnz(row.numel()).norm(norm).bias(linear->bias.defined());
-  options.device(dense.device()).dtype(dtype);
-  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(options, SparseLinearImpl::Unwritten{}));
-  layer->fill(ccol, row, effective, linear->bias);
-  layer->weight.requires_grad_(linear->weight.requires_grad());
-  if (linear->bias.defined()) layer->bias.requires_grad_(linear->bias.requires_grad());
-  layer->train(linear->is_training());
+  checked_size("linear.in_features", dense.size(1));
+  checked_size("linear.out_features", dense.size(0));
+  const Largest kept = largest_of(dense, "linear.weight", density, norm, linear->bias.defined());
+  const std::shared_ptr<SparseLinearImpl> layer(new SparseLinearImpl(kept.options, SparseLinearImpl::Unwritten{}));
+  layer->fill(kept.ccol, kept.row, kept.effective, linear->bias);
+  take_modes(*layer, *linear);
   return SparseLinear(layer);
 }
 

@@ -167,17 +167,10 @@ SparseConv2d SparseConv2d::from_dense(const torch::nn::Conv2d& conv, std::option
   const Tensor dense = conv->weight.detach().flatten(1);
   TORCH_CHECK_TYPE(dense.is_floating_point(), "conv.weight must be of a real floating dtype, got ",
                    dense.scalar_type());
-  std::optional<int64_t> count;
-  if (density.has_value()) count = counted(density, std::nullopt, dense.numel());
-  const auto [ccol, row, effective] = ops::call_largest_connections(dense, count, "conv.weight");
-  const auto dtype = dense.scalar_type() == torch::kDouble ? torch::kDouble : torch::kFloat;
-  auto options = SparseLinearOptions(dense.size(1), dense.size(0)).nnz(row.numel()).norm(norm);
-  options.bias(conv->bias.defined()).device(dense.device()).dtype(dtype);
-  const std::shared_ptr<SparseConv2dImpl> layer(new SparseConv2dImpl(options, window));
-  layer->fill(ccol, row, effective, conv->bias);
-  layer->weight.requires_grad_(conv->weight.requires_grad());
-  if (conv->bias.defined()) layer->bias.requires_grad_(conv->bias.requires_grad());
-  layer->train(conv->is_training());
+  const Largest kept = largest_of(dense, "conv.weight", density, norm, conv->bias.defined());
+  const std::shared_ptr<SparseConv2dImpl> layer(new SparseConv2dImpl(kept.options, window));
+  layer->fill(kept.ccol, kept.row, kept.effective, conv->bias);
+  take_modes(*layer, *conv);
   return SparseConv2d(layer);
 }
 
