@@ -3,15 +3,27 @@
 #include <cstdlib>
 #include <cstring>
 
+#ifdef DENDNORM_X86
+#include <cpuid.h>
+#endif
+
 #include "cpu/kernels.h"
 
 namespace dendnorm::cpu {
 namespace {
 
+#ifdef DENDNORM_X86
+// Clang before 18 does not know it as a name for __builtin_cpu_supports.
+bool supports_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
+
 Capability best_of_this_processor() {
 #ifdef DENDNORM_X86
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c")) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !supports_f16c()) {
     return Capability::kDefault;
   }
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

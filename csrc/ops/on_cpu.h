@@ -1,7 +1,6 @@
 // What every file needs that hands tensors to csrc/cpu: threads and memory.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstddef>
@@ -17,10 +16,7 @@
 #endif
 
 #include "cpu/parallel.h"
-
-#ifndef INTRA_OP_PARALLEL
-#error "at::parallel_for would run on one thread only: compile this file with OpenMP, as PyTorch was"
-#endif
+#include "ops/parallel.h"
 
 namespace dendnorm::ops {
 
@@ -29,14 +25,14 @@ namespace dendnorm::ops {
 inline void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
 #if defined(__x86_64__)
   const unsigned mode = _mm_getcsr();
-  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) {
+  on_threads(items, 1, [&](std::int64_t begin, std::int64_t end) {
     const unsigned own = _mm_getcsr();
     if (own != mode) _mm_setcsr(mode);
     body(context, begin, end);
     if (own != mode) _mm_setcsr(own);
   });
 #else
-  at::parallel_for(0, items, 1, [&](std::int64_t begin, std::int64_t end) { body(context, begin, end); });
+  on_threads(items, 1, [&](std::int64_t begin, std::int64_t end) { body(context, begin, end); });
 #endif
 }
 

@@ -1,7 +1,6 @@
 #include "ops/rewire.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -20,6 +19,7 @@
 
 #include "core/random.h"
 #include "core/rewire.h"
+#include "ops/parallel.h"
 #include "ops/pattern.h"
 
 namespace dendnorm::ops {
@@ -83,7 +83,7 @@ std::tuple<Tensor, Tensor, Tensor> excise_cpu(const Tensor& ccol_indices, const 
 
 // The first `count` numbers of a bijection, in order.
 void draw_sorted(std::int64_t* numbers, std::int64_t count, const Bijection& shuffled, int bits) {
-  at::parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
+  on_threads(count, kGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) numbers[i] = static_cast<std::int64_t>(shuffled(i));
   });
   if (count < 2048) {
@@ -166,7 +166,7 @@ Tensor counter_normal_cpu(std::int64_t n, std::int64_t seed, std::int64_t step, 
   const Stream stream = stream_of(seed, step, static_cast<std::uint32_t>(layer), Purpose::kValue);
   AT_DISPATCH_FLOATING_TYPES(dtype, "counter_normal", [&] {
     auto* values = result.mutable_data_ptr<scalar_t>();
-    at::parallel_for(0, n / 2 + n % 2, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    on_threads(n / 2 + n % 2, kGrain, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         const NormalPair pair = normal_pair(stream, static_cast<std::uint64_t>(i));
         values[2 * i] = static_cast<scalar_t>(pair.first);
