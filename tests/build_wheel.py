@@ -105,6 +105,9 @@ def build(folder: Path, pythons: list[str], options: list[str]) -> Path:
         install = [cmake, "--install", str(tree), "--strip", "--prefix", str(prebuilt)]
         run(install)
         run([*install, "--component", "python"])
+    folders = sorted(path.name for path in (prebuilt / "lib").iterdir())
+    if len(folders) != len(pythons):
+        raise SystemExit(f"build_wheel: {len(pythons)} PyTorches gave {folders}: each needs a release of its own")
     libraries = sorted((prebuilt / "lib").rglob("*.so"))
     for library in libraries:
         check(library)
@@ -127,4 +130,5 @@ if __name__ == "__main__":
     folder, *pythons = [argument for argument in given if not argument.startswith("-D")] or [""]
     if not folder or not pythons:
         raise SystemExit(__doc__)
-    build(Path(folder).resolve(), pythons, options)
+    # Absolute for CMake, which has a working directory of its own, and not resolved: an environment is known by its link.
+    build(Path(folder).resolve(), [os.path.abspath(python) for python in pythons], options)

@@ -63,5 +63,5 @@ def check(wheel: Path, python: str) -> bool:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         raise SystemExit(__doc__)
-    good = [check(Path(sys.argv[1]).resolve(), python) for python in sys.argv[2:]]
+    good = [check(Path(sys.argv[1]).resolve(), os.path.abspath(python)) for python in sys.argv[2:]]
     raise SystemExit(0 if all(good) else 1)
