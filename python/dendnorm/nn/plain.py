@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-__all__ = ["effective_weight", "refuse_trace", "sparse_conv2d", "sparse_linear"]
+__all__ = ["effective_weight", "frozen_linear", "refuse_trace", "sparse_conv2d", "sparse_linear"]
 
 
 def refuse_trace() -> None:
@@ -130,3 +130,23 @@ def sparse_conv2d(
     top, bottom, left, right = padding
     images = torch.constant_pad_nd(input.to(weight.dtype), [left, right, top, bottom])
     return torch.conv2d(images, filters, bias, stride, 0, dilation, groups).to(input.dtype)
+
+
+def frozen_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    in_features: int,
+) -> torch.Tensor:
+    rows = crow_indices.shape[0] - 1
+    # How many rows have begun at each entry, less one: a search, whose size does not depend on values.
+    entries = torch.arange(weight.shape[0], device=weight.device)
+    row = torch.searchsorted(crow_indices.long(), entries, right=True) - 1
+    dense = torch.zeros(rows * in_features, dtype=weight.dtype, device=weight.device)
+    dense = dense.index_copy(0, row * in_features + col_indices.long(), weight).view(rows, in_features)
+    output = torch.matmul(input.to(weight.dtype), dense.t())
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)
