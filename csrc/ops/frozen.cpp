@@ -38,7 +38,7 @@ void compute(const Tensor& input, const Tensor& weight, const Tensor& bias, cons
   if (col_indices.scalar_type() == at::kInt) {
     f.rows.index = col_indices.const_data_ptr<std::int32_t>();
   } else {
-    f.narrow = col_indices.const_data_ptr<std::uint16_t>();
+    f.narrow = reinterpret_cast<const std::uint16_t*>(col_indices.const_data_ptr<std::int16_t>());
   }
   f.values = weight.const_data_ptr<T>();
   f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
@@ -49,9 +49,9 @@ Tensor frozen_linear(const Tensor& input, const Tensor& weight, const OptionalTe
                      const Tensor& col_indices, std::int64_t in_features) {
   const Tensor output = empty_frozen_linear(input, weight, bias, crow_indices, col_indices, in_features);
   const auto* start = crow_indices.const_data_ptr<std::int32_t>();
-  TORCH_CHECK_VALUE(start[0] == 0 && start[crow_indices.size(0) - 1] == weight.size(0), "dendnorm::", kOp,
-                    ": crow_indices must go from 0 to the ", weight.size(0), " connections of weight, got ", start[0],
-                    " to ", start[crow_indices.size(0) - 1]);
+  TORCH_CHECK(start[0] == 0 && start[crow_indices.size(0) - 1] == weight.size(0), "dendnorm::", kOp,
+              ": crow_indices must go from 0 to the ", weight.size(0), " connections of weight, got ", start[0], " to ",
+              start[crow_indices.size(0) - 1]);
   const Tensor values = made_contiguous(weight), shift = made_contiguous(or_undefined(bias));
   with_values(weight, [&](auto t) { compute<decltype(t)>(input, values, shift, crow_indices, col_indices, output); });
   return output;
@@ -76,7 +76,7 @@ Tensor empty_frozen_linear(const Tensor& input, const Tensor& weight, const Opti
   require_dtype(kOp, "weight", weight, {at::kFloat, at::kDouble});
   require_one_dimension(kOp, "weight", weight);
   require_dtype(kOp, "crow_indices", crow_indices, {at::kInt});
-  require_dtype(kOp, "col_indices", col_indices, {at::kInt, at::kUInt16});
+  require_dtype(kOp, "col_indices", col_indices, {at::kInt, at::kShort});
   for (const auto& [name, indices] : {std::pair{"crow_indices", crow_indices}, std::pair{"col_indices", col_indices}}) {
     require_one_dimension(kOp, name, indices);
     require_device_of(kOp, name, indices, "weight", weight);
@@ -86,7 +86,7 @@ Tensor empty_frozen_linear(const Tensor& input, const Tensor& weight, const Opti
   TORCH_CHECK(crow_indices.sym_size(0) >= 1, "dendnorm::", kOp,
               ": crow_indices must have out_features + 1 entries, got none");
   TORCH_CHECK(in_features >= 0 && (col_indices.scalar_type() == at::kInt || in_features <= 65536), "dendnorm::", kOp,
-              ": in_features must be at least 0 and, where col_indices has uint16, at most 65536, got ", in_features);
+              ": in_features must be at least 0 and, where col_indices has int16, at most 65536, got ", in_features);
   const c10::SymInt outputs = crow_indices.sym_size(0) - 1;
   return empty_product(kOp, input, weight, bias, in_features, outputs);
 }

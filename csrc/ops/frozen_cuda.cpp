@@ -24,7 +24,9 @@ Tensor frozen_linear(const Tensor& input, const Tensor& weight, const OptionalTe
   const std::int64_t rows = crow_indices.size(0) - 1;
   const Tensor row = at::repeat_interleave(crow_indices.diff().to(at::kLong), weight.size(0));
   const Tensor dense = at::zeros({rows * in_features}, weight.options());
-  dense.index_copy_(0, row * in_features + col_indices.to(at::kLong), weight);
+  Tensor col = col_indices.to(at::kLong);
+  if (col_indices.scalar_type() == at::kShort) col.bitwise_and_(0xFFFF);
+  dense.index_copy_(0, row * in_features + col, weight);
   Tensor sums = at::matmul(input.to(weight.scalar_type()), dense.view({rows, in_features}).t());
   if (given(bias)) sums.add_(*bias);
   output.copy_(sums);

@@ -184,7 +184,7 @@ def frozen_linear(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
     given = layer_arguments(norm, dtype, shape)
     sample = {name: given[name] for name in arguments_of("frozen_linear") if name in given}
     sample["in_features"] = shape.cols
-    return [sample, sample | {"col_indices": sample["col_indices"].to(torch.uint16)}]
+    return [sample, sample | {"col_indices": sample["col_indices"].to(torch.int16)}]
 
 
 FROZEN_ERRORS = {
@@ -197,7 +197,7 @@ FROZEN_ERRORS = {
     "in_features another": Wrong(lambda sample: sample | {"in_features": 6}, ("input must have shape", "6", "5")),
     "in_features negative": Wrong(lambda sample: sample | {"in_features": -1}, ("in_features must be at least 0",)),
     "in_features too many": Wrong(
-        lambda sample: sample | {"in_features": 65537, "col_indices": sample["col_indices"].to(torch.uint16)},
+        lambda sample: sample | {"in_features": 65537, "col_indices": sample["col_indices"].to(torch.int16)},
         ("in_features must be", "at most 65536", "65537"),
     ),
 }

@@ -13,6 +13,7 @@ from ..ops import library as _ops
 from .linear import SparseLinear
 from .norms import keeps_values
 from .pattern import Pattern
+from .plain import widened
 
 __all__ = ["FrozenLinear"]
 
@@ -36,7 +37,8 @@ class FrozenLinear(nn.Module):
         weight: (nnz,), the effective weights in row order, a buffer as all of these are.
         bias: (M,) or None.
         crow_indices: (M + 1,), int32, where the connections of each output neuron begin.
-        col_indices: (nnz,), uint16 or, with more than 65,536 inputs, int32: the input neuron of each.
+        col_indices: (nnz,), the input neuron of each: int16 with the bits of unsigned numbers (those of uint16 cannot be
+            pickled) or, with more than 65,536 inputs, int32.
 
     Shape: input (*, N) of weight's dtype or, where that is float32, of bfloat16 or float16; output (*, M) of input's.
 
@@ -68,7 +70,7 @@ class FrozenLinear(nn.Module):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in (torch.float32, torch.float64):
             raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-        index = torch.uint16 if in_features <= _NARROW else torch.int32
+        index = torch.int16 if in_features <= _NARROW else torch.int32
         self.register_buffer("weight", torch.zeros(nnz, device=device, dtype=dtype))
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
         crow = torch.full((out_features + 1,), nnz, device=device, dtype=torch.int32)
@@ -135,9 +137,10 @@ class FrozenLinear(nn.Module):
         """The weights as a torch CSR tensor (M, N) with int32 indices and memory of its own."""
         return torch.sparse_csr_tensor(
             self.crow_indices.clone(),
-            self.col_indices.to(torch.int32, copy=True),
+            widened(self.col_indices).clone(),
             self.weight.clone(),
             (self.out_features, self.in_features),
+            check_invariants=False,  # the pattern was checked when it came
         )
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool,
@@ -151,7 +154,7 @@ class FrozenLinear(nn.Module):
             and (crow.shape, col.shape) == (self.crow_indices.shape, self.col_indices.shape)
         ):
             try:
-                Pattern.from_csr(crow.cpu().int(), col.cpu().int(), (self.out_features, self.in_features))
+                Pattern.from_csr(crow.cpu().int(), widened(col.cpu()), (self.out_features, self.in_features))
             except (RuntimeError, ValueError) as error:
                 error_msgs.append(f"{prefix or 'FrozenLinear'}: {str(error).partition(chr(10))[0]}")
                 return
