@@ -37,7 +37,7 @@ class FrozenLinear(nn.Module):
         weight: (nnz,), the effective weights in row order, a buffer as all of these are.
         bias: (M,) or None.
         crow_indices: (M + 1,), int32, where the connections of each output neuron begin.
-        col_indices: (nnz,), the input neuron of each: int16 with the bits of unsigned numbers (those of uint16 cannot be
+        col_indices: (nnz,), the input neuron of each: int16 with the bits of unsigned numbers (uint16 tensors cannot be
             pickled) or, with more than 65,536 inputs, int32.
 
     Shape: input (*, N) of weight's dtype or, where that is float32, of bfloat16 or float16; output (*, M) of input's.
