@@ -36,9 +36,9 @@ from .rewiring import SET, RigL, drop, grow, resize, schedules
 _LAZY = {"integrations": ".integrations", "lab": ".lab", "patterns": ".nn.patterns", "plots": ".analysis.pictures"}
 
 __all__ = ["SET", "FrozenLinear", "Norm", "Pattern", "RigL", "SReLU", "Slab", "SparseConv1d", "SparseConv2d",
-           "SparseLinear", "analysis", "batch_innermost", "checkpoint", "decompositions", "densify", "densities", "drop",
-           "freeze", "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules", "sparsify",
-           "summary"]  # fmt: skip
+           "SparseLinear", "analysis", "batch_innermost", "checkpoint", "decompositions", "densify", "densities",
+           "drop", "freeze", "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules",
+           "sparsify", "summary"]  # fmt: skip
 
 _register()
 del _register

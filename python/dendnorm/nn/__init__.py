@@ -10,4 +10,5 @@ from .pattern import Pattern
 from .slab import Slab, batch_innermost
 
 __all__ = ["FrozenLinear", "Norm", "Pattern", "SReLU", "Slab", "SparseConv1d", "SparseConv2d", "SparseLinear",
-           "activations", "batch_innermost", "conv", "frozen", "functional", "linear", "norms", "pattern", "slab"]  # fmt: skip
+           "activations", "batch_innermost", "conv", "frozen", "functional", "linear", "norms", "pattern",
+           "slab"]  # fmt: skip

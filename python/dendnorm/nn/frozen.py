@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._arguments import features
+from .._arguments import connections, features, value_dtype
 from ..ops import library as _ops
 from .linear import SparseLinear
 from .norms import keeps_values
-from .pattern import Pattern
 from .plain import widened
 
 __all__ = ["FrozenLinear"]
@@ -24,8 +23,9 @@ class FrozenLinear(nn.Module):
     """What a ``SparseLinear`` computes, for inference: ``input @ W.T + bias`` with the effective weights.
 
     No norm, no column view and no derivatives: 6 bytes for each connection (8 where there are more than 65,536 inputs)
-    in place of 16, and less to do in a call. On the CPU. ``dendnorm.freeze`` puts it in a model; this constructor makes
-    an empty one, for a state_dict of another.
+    in place of 16, and less to do in a call. That is on the CPU; on a GPU each call makes the dense weight and
+    multiplies by it. ``dendnorm.freeze`` puts it in a model; this constructor makes an empty one, for a state_dict of
+    another.
 
     Args:
         in_features, out_features: N and M.
@@ -44,7 +44,7 @@ class FrozenLinear(nn.Module):
 
     Raises:
         RuntimeError: called in training mode (``train()``).
-        NotImplementedError: called with what requires a gradient, or elsewhere than on the CPU.
+        NotImplementedError: called with what requires a gradient.
     """
 
     weight: torch.Tensor
@@ -65,11 +65,7 @@ class FrozenLinear(nn.Module):
         super().__init__()
         self.in_features = features("in_features", in_features)
         self.out_features = features("out_features", out_features)
-        if not isinstance(nnz, int) or isinstance(nnz, bool) or not 0 <= nnz <= in_features * out_features:
-            raise ValueError(f"nnz must be an int in [0, {in_features * out_features}], got {nnz!r}")
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"dtype must be float32 or float64, got {dtype}")
+        nnz, dtype = connections(None, nnz, in_features * out_features), value_dtype(dtype)
         index = torch.int16 if in_features <= _NARROW else torch.int32
         self.register_buffer("weight", torch.zeros(nnz, device=device, dtype=dtype))
         self.register_buffer("bias", torch.zeros(out_features, device=device, dtype=dtype) if bias else None)
@@ -86,17 +82,10 @@ class FrozenLinear(nn.Module):
 
         Raises:
             TypeError: not a ``SparseLinear``.
-            NotImplementedError: a layer that is neither on the CPU nor on the meta device.
         """
         if not isinstance(layer, SparseLinear):
             raise TypeError(f"layer must be a SparseLinear, got {type(layer).__name__}")
-        weight = layer.effective_weight().detach()
-        if weight.device.type not in ("cpu", "meta"):
-            raise NotImplementedError(
-                f"FrozenLinear runs on the CPU, got a layer on {weight.device}; move it there first, or use the"
-                " SparseLinear itself under torch.inference_mode()"
-            )
-        bias = layer.bias
+        weight, bias = layer.effective_weight(), layer.bias
         frozen = cls(
             layer.in_features, layer.out_features, layer.nnz, bias is not None, device=weight.device, dtype=weight.dtype
         )
@@ -115,12 +104,14 @@ class FrozenLinear(nn.Module):
                 f"{self}: a frozen layer cannot train; call eval() on the model, or train the SparseLinear that it was"
                 " made of"
             )
-        buffers = self._buffers
-        weight: Any = buffers["weight"]
-        if weight.device.type not in ("cpu", "meta"):
-            raise NotImplementedError(f"{self}: a frozen layer runs on the CPU, got one on {weight.device}")
+        buffers: Any = self._buffers
         return _ops.frozen_linear(
-            input, weight, buffers["bias"], buffers["crow_indices"], buffers["col_indices"], self.in_features
+            input,
+            buffers["weight"],
+            buffers["bias"],
+            buffers["crow_indices"],
+            buffers["col_indices"],
+            self.in_features,
         )
 
     @property
@@ -146,18 +137,22 @@ class FrozenLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, local_metadata: dict, strict: bool,
                               missing_keys: list, unexpected_keys: list, error_msgs: list) -> None:  # fmt: skip
         """Take nothing where the indices are no pattern: the kernels trust them."""
-        crow, col = (state_dict.get(prefix + name) for name in ("crow_indices", "col_indices"))
+        names = ("crow_indices", "col_indices")
+        crow, col = (state_dict.get(prefix + name, self._buffers[name]) for name in names)
         if (
             isinstance(crow, torch.Tensor)
             and isinstance(col, torch.Tensor)
             and not (crow.is_meta or col.is_meta)
             and (crow.shape, col.shape) == (self.crow_indices.shape, self.col_indices.shape)
         ):
+            crow, col = crow.int(), widened(col)
             try:
-                Pattern.from_csr(crow.cpu().int(), widened(col.cpu()), (self.out_features, self.in_features))
-            except (RuntimeError, ValueError) as error:
+                _ops.check_view(crow, col, self.out_features, self.in_features, *names)
+            except ValueError as error:
                 error_msgs.append(f"{prefix or 'FrozenLinear'}: {str(error).partition(chr(10))[0]}")
                 return
+            checked = zip(names, (crow, col.to(self.col_indices.dtype)), strict=True)
+            state_dict = state_dict | {prefix + name: each for name, each in checked if prefix + name in state_dict}
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
