@@ -168,12 +168,16 @@ bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second
 }
 
 template <class T>
-void effective_weight(const Layer<T>& layer, const Row* measured, T* w) {
-  for_ranges(layer.threads, connections_of(layer), 1, [&](i64 begin, i64 end) {
-    for (i64 k = begin; k < end; ++k) {
-      const std::int32_t i = layer.row[k];
-      const double factor = factor_of(layer.excitability.of(i), measured[i].inverse_d);
-      w[k] = static_cast<T>(factor * layer.values[k]);
+void effective_weight(const Layer<T>& layer, T* w) {
+  const i64 cost = kPowCost + (layer.rows == 0 ? 0 : 2 * connections_of(layer) / layer.rows);
+  for_ranges(layer.threads, layer.rows, cost, [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) {
+      const auto values = values_of(layer, i);
+      const double factor = factor_of(layer.excitability.of(i), measure_row(layer.norm, values.n, values).inverse_d);
+      for (i64 k = layer.view.start[i]; k < layer.view.start[i + 1]; ++k) {
+        const std::int32_t at = layer.view.perm[k];
+        w[at] = static_cast<T>(factor * layer.values[at]);
+      }
     }
   });
 }
@@ -288,18 +292,10 @@ void norm_gradient(const Layer<T>& layer, const Row* measured, bool scaled, cons
   });
 }
 
-template <class T>
-void effective_weight(const Layer<T>& layer, T* w) {
-  const std::unique_ptr<Row[]> measured(new Row[static_cast<std::size_t>(layer.rows)]);
-  measure_rows(layer, measured.get());
-  effective_weight(layer, measured.get(), w);
-}
-
-#define DENDNORM_INSTANTIATE(T)                                       \
-  template void measure_rows<T>(const Layer<T>&, Row*);               \
-  template bool row_factors<T>(const Layer<T>&, const Row*, T*, T*);  \
-  template void effective_weight<T>(const Layer<T>&, const Row*, T*); \
-  template void effective_weight<T>(const Layer<T>&, T*);             \
+#define DENDNORM_INSTANTIATE(T)                                      \
+  template void measure_rows<T>(const Layer<T>&, Row*);              \
+  template bool row_factors<T>(const Layer<T>&, const Row*, T*, T*); \
+  template void effective_weight<T>(const Layer<T>&, T*);            \
   template void norm_gradient<T>(const Layer<T>&, const Row*, bool, const T*, T*, double*);
 DENDNORM_INSTANTIATE(float)
 DENDNORM_INSTANTIATE(double)

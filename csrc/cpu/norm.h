@@ -35,11 +35,8 @@ void measure_rows(const Layer<T>& layer, Row* measured);
 template <class T>
 bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second);
 
-// w_k = (e / D)[row] v_k, in the order of v.
-template <class T>
-void effective_weight(const Layer<T>& layer, const Row* measured, T* w);
-
-// The same where nobody has measured the rows.
+// w_k = (e / D)[row] v_k, in the order of v. Which connections go is decided by |w|, so each row is measured by itself,
+// one value after the other, as on every device.
 template <class T>
 void effective_weight(const Layer<T>& layer, T* w);
 

@@ -62,7 +62,7 @@ template <class T, class Of>
 void run(const Of& kernels, const Forward<T>& f) {
   const ForwardPlan plan = plan_forward(f, kernels.widths, kernels.kSlabBytes);
   const Guarded room(plan.workspace_bytes);
-  kernels.forward(f, plan, room.data());
+  kernels.forward(f, plan, plan.workspace_bytes == 0 ? nullptr : room.data());
   room.expect_whole();
 }
 
@@ -70,7 +70,7 @@ template <class T, class Of>
 void run(const Of& kernels, const Columns<T>& c) {
   const ColumnsPlan plan = plan_columns(c, kernels.widths, kernels.kSlabBytes);
   const Guarded room(plan.workspace_bytes);
-  kernels.columns(c, plan, room.data());
+  kernels.columns(c, plan, plan.workspace_bytes == 0 ? nullptr : room.data());
   room.expect_whole();
 }
 

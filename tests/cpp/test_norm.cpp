@@ -208,7 +208,7 @@ TYPED_TEST(LayerNorm, AgreesWithTheRuleOfOneRow) {
         std::vector<Row> measured(rows.count());
         cpu::measure_rows(layer, measured.data());
         EXPECT_FALSE(cpu::row_factors(layer, measured.data(), first.data(), static_cast<T*>(nullptr)));
-        cpu::effective_weight(layer, measured.data(), w.data());
+        cpu::effective_weight(layer, w.data());
         cpu::norm_gradient(layer, measured.data(), false, g.data(), dv.data(), de.data());
         std::vector<T> in_place = g;
         cpu::norm_gradient(layer, measured.data(), false, in_place.data(), in_place.data(), nullptr);
@@ -325,7 +325,7 @@ TEST(DeadRows, AreZeroWhateverTheirExcitability) {
         std::vector<Row> measured(4);
         cpu::measure_rows(layer, measured.data());
         cpu::row_factors(layer, measured.data(), first.data(), second.data());
-        cpu::effective_weight(layer, measured.data(), w.data());
+        cpu::effective_weight(layer, w.data());
         cpu::norm_gradient(layer, measured.data(), false, g.data(), dv.data(), de.data());
         EXPECT_EQ(first[0], 0);
         EXPECT_EQ(de[0], 0);

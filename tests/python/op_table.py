@@ -219,6 +219,7 @@ OPS: dict[str, Op] = {
         reference=references.frozen_linear,
         errors=FROZEN_ERRORS,
         dtypes=(*FLOATS, *HALVES),
+        refuses_gradients=True,
         strided=("input", "weight", "bias"),
         vmap=(("input",), ("weight",), ("bias",)),
     ),

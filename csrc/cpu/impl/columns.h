@@ -278,7 +278,7 @@ void columns(const Columns<T>& c, const ColumnsPlan& plan, std::byte* workspace)
     in_threads(c.threads, threads, add);
   }
   if (tiles.count() == 0) clear_gradients(c);
-  if (sums != nullptr) add_tiles(c, tiles.count(), sums);
+  if (c.bias_gradient != nullptr) add_tiles(c, tiles.count(), sums);
 }
 
 }  // namespace
