@@ -40,7 +40,8 @@ class FrozenLinear(nn.Module):
         col_indices: (nnz,), the input neuron of each: int16 with the bits of unsigned numbers (uint16 tensors cannot be
             pickled) or, with more than 65,536 inputs, int32.
 
-    Shape: input (*, N) of weight's dtype or, where that is float32, of bfloat16 or float16; output (*, M) of input's.
+    Shape: input ``(*, N)`` of weight's dtype or, where that is float32, of bfloat16 or float16; output ``(*, M)`` of
+    input's.
 
     Raises:
         RuntimeError: called in training mode (``train()``).
