@@ -78,15 +78,20 @@ struct NoValues {
   DENDNORM_HD double largest_size() const { return 0; }
 };
 
-// ||v||_p. One pass over the values; two more, with the largest taken out, only when the sum of powers left the range
-// in which a term that underflowed cannot matter.
+// ||v||_p from the sum of |v|^p. The values are asked, with the largest taken out, only where the sum of powers left
+// the range in which a term that underflowed cannot matter.
 template <class Values>
-DENDNORM_HD double length(const Values& values, double p) {
-  const double sum = values.sum([p](double v) { return power(std::fabs(v), p); });
+DENDNORM_HD double length_of_sum(double sum, const Values& values, double p) {
   if (!(sum <= 1e-200 || sum >= 1e290)) return power(sum, 1 / p);  // a NaN, too
   const double largest = values.largest_size();
   if (largest == 0 || std::isinf(largest)) return largest;
   return largest * power(values.sum([p, largest](double v) { return power(std::fabs(v) / largest, p); }), 1 / p);
+}
+
+// ||v||_p.
+template <class Values>
+DENDNORM_HD double length(const Values& values, double p) {
+  return length_of_sum(values.sum([p](double v) { return power(std::fabs(v), p); }), values, p);
 }
 
 // What the rule needs to know of one row.
@@ -95,19 +100,24 @@ struct Row {
   double inverse_d = 0;  // 1 / D; 0 where the row is dead
 };
 
-// Of a row with n connections; `values` is asked only where b != 0.
-template <class Values>
-DENDNORM_HD Row measure_row(const Norm& norm, std::int64_t n, const Values& values) {
+// Of a row with n connections and, where b != 0, of this length.
+DENDNORM_HD inline Row row_of(const Norm& norm, std::int64_t n, double length) {
   Row row;
   if (n == 0) return row;
   double d = power(static_cast<double>(n), norm.a);
   if (norm.b != 0) {
-    row.length = length(values, norm.p);
+    row.length = length;
     if (row.length == 0) return row;
     d *= power(row.length, norm.b);
   }
   row.inverse_d = 1 / d;
   return row;
+}
+
+// Of a row with n connections; `values` is asked only where b != 0.
+template <class Values>
+DENDNORM_HD Row measure_row(const Norm& norm, std::int64_t n, const Values& values) {
+  return row_of(norm, n, norm.b != 0 && n != 0 ? length(values, norm.p) : 1);
 }
 
 // e / D. A dead row's is 0 whatever its e is: 0 times infinity would make a neuron without connections NaN.

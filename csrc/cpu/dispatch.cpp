@@ -52,6 +52,15 @@ Capability chosen_capability() {
   return chosen;
 }
 
+bool multiplies_bfloat16() {
+#ifdef DENDNORM_X86
+  static const bool does = chosen_capability() == Capability::kAvx512 && __builtin_cpu_supports("avx512bf16");
+  return does;
+#else
+  return false;
+#endif
+}
+
 const char* capability() {
   switch (chosen_capability()) {
     case Capability::kAvx512: return "avx512";
@@ -69,6 +78,17 @@ const Kernels& chosen_kernels() {
   }
 #endif
   return kernels_generic();
+}
+
+const KernelsOfBFloat16& chosen_kernels_bf16() {
+#ifdef DENDNORM_X86
+  switch (chosen_capability()) {
+    case Capability::kAvx512: return multiplies_bfloat16() ? kernels_avx512_dot() : kernels_avx512_bf16();
+    case Capability::kAvx2: return kernels_avx2_bf16();
+    default: break;
+  }
+#endif
+  return kernels_generic_bf16();
 }
 
 }  // namespace dendnorm::cpu

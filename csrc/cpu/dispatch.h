@@ -8,6 +8,9 @@ enum class Capability { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
 // Chosen once. DENDNORM_CPU_CAPABILITY, or else ATEN_CPU_CAPABILITY, set to default, avx2 or avx512 lowers it.
 Capability chosen_capability();
 
+// Whether the processor multiplies bfloat16 numbers in pairs, beside AVX-512.
+bool multiplies_bfloat16();
+
 // "default", "avx2" or "avx512". Visible, for the Python module tells it.
 __attribute__((visibility("default"))) const char* capability();
 

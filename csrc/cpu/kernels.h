@@ -12,6 +12,7 @@
 #include "core/layer.h"
 #include "cpu/conv.h"
 #include "cpu/conv_pass.h"
+#include "core/macros.h"
 #include "cpu/parallel.h"
 
 namespace dendnorm::cpu {
@@ -23,16 +24,17 @@ struct Factors {
   const T* second = nullptr;
 };
 
-// Y = X W^T + bias, over the row view or, for a single sample, the column view.
+// Y = X W^T + bias, over the row view or, for a single sample, the column view, where there is one.
 template <class T>
 struct Forward {
   std::int64_t samples, inputs, outputs, connections;
   Activations x, y;
-  View rows, columns;  // rows with perm
+  View rows, columns;  // rows without perm: the values lie in the order of the rows
   const T* values;
   Factors<T> factors;
   const T* bias;  // null: none
   Threads threads;
+  const std::uint16_t* narrow = nullptr;  // the indices of the rows in 16 bits, which then have no others and no perm
 };
 
 // One pass over the column view: dX = dY W and G_k = sum over the batch of dY[., row_k] X[., col_k].
@@ -68,6 +70,7 @@ struct ColumnsPlan;
 // What an instruction set offers for T. The workspace has the plan's size and is aligned to 64 bytes.
 template <class T>
 struct KernelsOf {
+  static constexpr int kSlabBytes = sizeof(T);  // of an element
   Widths widths;
   void (*forward)(const Forward<T>&, const ForwardPlan&, std::byte* workspace);
   void (*columns)(const Columns<T>&, const ColumnsPlan&, std::byte* workspace);
@@ -78,6 +81,20 @@ struct KernelsOf {
   void (*gather)(const ConvPass<T>&, const Threads&, int threads, std::byte* workspace);
   void (*fused)(const ConvPass<T>&, const Threads&, int threads, std::byte* workspace);
 };
+
+// For bfloat16 activations, which stay as they are in the slabs: a connection reads half as many bytes. Products and
+// sums are float32. No row_scale: 16 bits could not hold what it gives.
+struct KernelsOfBFloat16 {
+  static constexpr int kSlabBytes = 2;
+  Widths widths;
+  void (*forward)(const Forward<float>&, const ForwardPlan&, std::byte* workspace);
+  void (*columns)(const Columns<float>&, const ColumnsPlan&, std::byte* workspace);
+};
+
+// Whether they take these activations; of few samples the bytes do not matter.
+DENDNORM_INLINE bool stay_bfloat16(const Activations& activations, std::int64_t samples) {
+  return activations.type == Type::kBFloat16 && samples > 16;
+}
 
 struct Kernels : KernelsOf<float>, KernelsOf<double> {
   template <class T>
@@ -90,8 +107,14 @@ const Kernels& kernels_generic();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 
+const KernelsOfBFloat16& kernels_generic_bf16();
+const KernelsOfBFloat16& kernels_avx2_bf16();
+const KernelsOfBFloat16& kernels_avx512_bf16();
+const KernelsOfBFloat16& kernels_avx512_dot();  // with AVX512_BF16
+
 // The set chosen for this processor.
 const Kernels& chosen_kernels();
+const KernelsOfBFloat16& chosen_kernels_bf16();
 
 template <class T>
 const KernelsOf<T>& kernels() {

@@ -1,4 +1,7 @@
 // The normalisation and its gradient over a whole layer; the rule of one row is in core/norm.h.
+//
+// Sums over rows are formed in column order, as values and gradients lie: every part of the connections adds to sums of
+// its own, and how many parts there are follows from the shape, so the bits do not depend on the threads.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +13,8 @@
 
 namespace dendnorm::cpu {
 
-// The rows of a layer whose values v lie in column order; `view.perm` leads from the row view to them.
+// The rows of a layer whose values v lie in column order; `view.perm` leads from the row view to them, and row[k] is
+// the row of v_k.
 template <class T>
 struct Layer {
   std::int64_t rows;
@@ -19,20 +23,27 @@ struct Layer {
   Excitability<T> excitability;
   Norm norm;
   Threads threads;
+  const std::int32_t* row;
 };
+
+// Length and 1 / D of every row.
+template <class T>
+void measure_rows(const Layer<T>& layer, Row* measured);
 
 // e_i / D_i as first[i] * second[i]; returns whether second is needed at all (it is 1 otherwise, and left unwritten
 // when null).
 template <class T>
-bool row_factors(const Layer<T>& layer, T* first, T* second);
+bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second);
 
-// w_k = (e / D)[row] v_k, in the order of v.
+// w_k = (e / D)[row] v_k, in the order of v. Which connections go is decided by |w|, so each row is measured by itself,
+// one value after the other, as on every device.
 template <class T>
 void effective_weight(const Layer<T>& layer, T* w);
 
-// In: gradient = dC/dw, in the order of v. Out: dv = dC/dv (may be `gradient` itself, or null) and de (rows,), the
-// part of every row in dC/de (or null).
+// In: gradient = dC/dw, in the order of v, or, where it is `scaled`, dC/dw times the factor of its row; then no row
+// with connections is dead, and no e is 0 where `de` is wanted. Out: dv = dC/dv (may be `gradient` itself, or null) and
+// de (rows,), the part of every row in dC/de (or null).
 template <class T>
-void norm_gradient(const Layer<T>& layer, const T* gradient, T* dv, double* de);
+void norm_gradient(const Layer<T>& layer, const Row* measured, bool scaled, const T* gradient, T* dv, double* de);
 
 }  // namespace dendnorm::cpu

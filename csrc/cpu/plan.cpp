@@ -17,8 +17,8 @@ constexpr i64 kGroupsBytes = i64{16} << 20;  // of the gradients of groups
 i64 divided_up(i64 x, i64 y) { return (x + y - 1) / y; }
 i64 aligned(i64 bytes) { return divided_up(bytes, kAlign) * kAlign; }
 
-int covering_width(i64 samples) {
-  int width = 4;
+int covering_width(i64 samples, int narrowest) {
+  int width = narrowest;
   while (width < samples) width *= 2;
   return width;
 }
@@ -49,6 +49,9 @@ Sharing sharing_of(i64 groups, i64 tiles, int threads, i64 neurons, i64 connecti
   return {parts, parts == 1 || (tiles == 1 && 4 * neurons * threads <= connections)};
 }
 
+// Samples of the narrowest tile: two vectors of bfloat16 lie in one.
+int narrowest(int slab_bytes) { return slab_bytes == 2 ? 8 : 4; }
+
 int worthwhile_threads(const Threads& threads, i64 connections, i64 samples, i64 neurons) {
   return connections * samples + 4 * neurons * samples < kWorthThreads ? 1 : threads.count;
 }
@@ -69,8 +72,8 @@ i64 sweep_of(const Activations& x, i64 samples, i64 neurons) {
 // Whether the caller's memory is a slab already: feature-major, one tile, whole and aligned. More tiles side by side
 // would do without a copy, too, but use few of the cache's sets: the products take 10 to 20 % longer than the copy.
 template <class T>
-bool usable_in_place(const Activations& x, const Tiles& tiles) {
-  const Type type = sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32;
+bool usable_in_place(const Activations& x, const Tiles& tiles, int slab_bytes) {
+  const Type type = sizeof(T) == 8 ? Type::kFloat64 : slab_bytes == 2 ? Type::kBFloat16 : Type::kFloat32;
   if (x.type != type || tiles.count() != 1) return false;
   if (tiles.samples == 1) return !x.feature_major || x.stride == 1;
   const i64 width = tiles.width_of(0);
@@ -102,7 +105,7 @@ i64 slab_elements(const Tiles& tiles, const Sharing& sharing, int threads, i64 n
 // order of addition, so it follows from the work and not from the threads.
 template <class T>
 i64 spread_of(const Forward<T>& f) {
-  if (f.samples != 1 || f.outputs * static_cast<i64>(sizeof(T)) > kSpreadBytes) return 0;
+  if (f.samples != 1 || f.columns.start == nullptr || f.outputs * static_cast<i64>(sizeof(T)) > kSpreadBytes) return 0;
   i64 parts = 1;
   while (parts < 8 && f.connections >= kWorthThreads * parts) parts *= 2;
   return parts;
@@ -110,8 +113,8 @@ i64 spread_of(const Forward<T>& f) {
 
 // In the loop a value that lies in column order costs a second index; in a copy in row order it does not, but that pays
 // only where the values are read again for another tile.
-Order order_of(const Tiles& tiles, i64 tile_bytes) {
-  if (tiles.count() <= 1) return Order::kThrough;
+Order order_of(const Tiles& tiles, i64 tile_bytes, bool in_order) {
+  if (tiles.count() <= 1 && !in_order) return Order::kThrough;
   return tile_bytes > kNearTile ? Order::kOne : Order::kFour;
 }
 
@@ -130,15 +133,15 @@ int groups_of(const Tiles& tiles, i64 sums) {
 
 // ---- Tiles of the batch ----
 
-Tiles tiles_of(i64 samples, int widest) {
+Tiles tiles_of(i64 samples, int widest, int narrowest) {
   if (samples == 1) return {1, 1, 1, {0, 0}, 0};
   Tiles tiles{samples, samples / widest, widest, {0, 0}, 0};
   const i64 rest = samples - tiles.full * widest;
   if (rest == 0) return tiles;
-  int width = covering_width(rest);
+  int width = covering_width(rest, narrowest);
   if (width >= 32 && 4 * rest <= 3 * width) {  // two tiles waste less than one
     tiles.tail[tiles.tails++] = width / 2;
-    width = covering_width(rest - width / 2);
+    width = covering_width(rest - width / 2, narrowest);
   }
   tiles.tail[tiles.tails++] = width;
   return tiles;
@@ -161,44 +164,44 @@ i64 part_begin(const i32* start, i64 segments, i64 part, i64 parts) {
 // ---- Plans ----
 
 template <class T>
-ForwardPlan plan_forward(const Forward<T>& f, const Widths& widths) {
+ForwardPlan plan_forward(const Forward<T>& f, const Widths& widths, int slab_bytes) {
   constexpr i64 kSize = sizeof(T);
   ForwardPlan plan{};
-  const Tiles tiles = plan.tiles = tiles_of(f.samples, widths.forward);
+  const Tiles tiles = plan.tiles = tiles_of(f.samples, widths.forward, narrowest(slab_bytes));
   plan.threads = worthwhile_threads(f.threads, f.connections, f.samples, f.inputs + f.outputs);
   plan.sharing = sharing_of(tiles.count(), tiles.count(), plan.threads, f.inputs, f.connections);
-  plan.in_place = usable_in_place<T>(f.x, tiles);
+  plan.in_place = usable_in_place<T>(f.x, tiles, slab_bytes);
   const i64 parts = plan.sharing.parts;
   plan.packing = {parts, plan.in_place || plan.sharing.alone ? 0 : parts * tiles.count(),
                   sweep_of(f.x, f.samples, f.inputs)};
-  plan.order = order_of(tiles, tiles.room(f.inputs) * kSize);
+  plan.order = order_of(tiles, tiles.room(f.inputs) * slab_bytes, f.rows.perm == nullptr);
   plan.spread = spread_of(f);
   plan.block = block_of(f.y);
   Workspace workspace;
   if (plan.spread > 0) {
     plan.sums = workspace.take(plan.spread * f.outputs * kSize);
   } else if (!plan.in_place) {
-    plan.slabs = workspace.take(slab_elements(tiles, plan.sharing, plan.threads, f.inputs) * kSize);
+    plan.slabs = workspace.take(slab_elements(tiles, plan.sharing, plan.threads, f.inputs) * slab_bytes);
   }
-  if (plan.order != Order::kThrough) plan.permuted = workspace.take(f.connections * kSize);
+  if (plan.order != Order::kThrough && f.rows.perm != nullptr) plan.permuted = workspace.take(f.connections * kSize);
   plan.workspace_bytes = workspace.bytes();
   return plan;
 }
 
 template <class T>
-ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths) {
+ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths, int slab_bytes) {
   constexpr i64 kSize = sizeof(T);
   const int widest = widths.columns;
   const bool wants_gradient = c.gradient != nullptr, wants_dx = c.dx.data != nullptr;
   ColumnsPlan plan{};
   // Of many outputs half as many samples stay nearer; where that is not near either, threads had better share a tile.
-  const bool many = c.outputs * widest * kSize > 2 * kNearTile;
-  const Tiles tiles = plan.tiles = tiles_of(c.samples, many ? widest / 2 : widest);
+  const bool many = c.outputs * widest * slab_bytes > 2 * kNearTile;
+  const Tiles tiles = plan.tiles = tiles_of(c.samples, many ? widest / 2 : widest, narrowest(slab_bytes));
   plan.threads = worthwhile_threads(c.threads, c.connections, c.samples, c.inputs + c.outputs);
-  const bool shared = tiles.room(c.outputs) * kSize > 2 * kNearTile;
+  const bool shared = tiles.room(c.outputs) * slab_bytes > 2 * kNearTile;
   plan.groups = shared ? 1 : groups_of(tiles, wants_gradient ? c.connections * kSize : 0);
   plan.sharing = sharing_of(plan.groups, tiles.count(), plan.threads, c.outputs, c.connections);
-  plan.in_place = c.row_scale == nullptr && usable_in_place<T>(c.dy, tiles);
+  plan.in_place = c.row_scale == nullptr && usable_in_place<T>(c.dy, tiles, slab_bytes);
   const i64 parts = parts_per_group(tiles.count(), plan.threads);
   const bool visit = !plan.in_place || c.bias_gradient != nullptr;
   plan.packing = {parts, visit && !plan.sharing.alone ? parts * tiles.count() : 0,
@@ -207,7 +210,7 @@ ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths) {
   plan.distance = aligned(c.connections * kSize) / kSize;
   Workspace workspace;
   if (!plan.in_place) {
-    plan.slabs = workspace.take(slab_elements(tiles, plan.sharing, plan.threads, c.outputs) * kSize);
+    plan.slabs = workspace.take(slab_elements(tiles, plan.sharing, plan.threads, c.outputs) * slab_bytes);
   }
   if (c.row_scale == nullptr && wants_dx && c.factors.first != nullptr) {
     plan.scaled = workspace.take(c.connections * kSize);
@@ -218,9 +221,9 @@ ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths) {
   return plan;
 }
 
-template ForwardPlan plan_forward(const Forward<float>&, const Widths&);
-template ForwardPlan plan_forward(const Forward<double>&, const Widths&);
-template ColumnsPlan plan_columns(const Columns<float>&, const Widths&);
-template ColumnsPlan plan_columns(const Columns<double>&, const Widths&);
+template ForwardPlan plan_forward(const Forward<float>&, const Widths&, int);
+template ForwardPlan plan_forward(const Forward<double>&, const Widths&, int);
+template ColumnsPlan plan_columns(const Columns<float>&, const Widths&, int);
+template ColumnsPlan plan_columns(const Columns<double>&, const Widths&, int);
 
 }  // namespace dendnorm::cpu

@@ -46,7 +46,7 @@ struct Tiles {
   DENDNORM_INLINE std::int64_t room(std::int64_t neurons) const { return count() == 0 ? 0 : width_of(0) * neurons; }
 };
 
-Tiles tiles_of(std::int64_t samples, int widest);
+Tiles tiles_of(std::int64_t samples, int widest, int narrowest = 4);
 
 // ---- Shares of the threads ----
 
@@ -118,10 +118,11 @@ struct ColumnsPlan {
   }
 };
 
-// The plan depends on where the activations lie, too, but not on what they or the tables hold.
+// The plan depends on where the activations lie, too, but not on what they or the tables hold. An element of a slab has
+// `slab_bytes`: those of T or, where activations stay bfloat16, 2.
 template <class T>
-ForwardPlan plan_forward(const Forward<T>& f, const Widths& widths);
+ForwardPlan plan_forward(const Forward<T>& f, const Widths& widths, int slab_bytes = sizeof(T));
 template <class T>
-ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths);
+ColumnsPlan plan_columns(const Columns<T>& c, const Widths& widths, int slab_bytes = sizeof(T));
 
 }  // namespace dendnorm::cpu

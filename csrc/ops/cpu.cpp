@@ -1,9 +1,12 @@
 // Hands tensors to csrc/cpu.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/record_function.h>
+#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <cmath>
+#include <cstddef>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -11,8 +14,9 @@
 #include "cpu/kernels.h"
 #include "cpu/norm.h"
 #include "cpu/plan.h"
-#include "ops/layer_ops.h"
+#include "ops/kept_rows.h"
 #include "ops/layer_on_cpu.h"
+#include "ops/layer_ops.h"
 
 namespace dendnorm::ops {
 namespace {
@@ -25,60 +29,52 @@ struct RowFactors {
   Tensor memory;
   cpu::Factors<T> factors;
 
-  explicit RowFactors(const cpu::Layer<T>& layer) {
-    if (!scales(layer)) return;
+  RowFactors(const cpu::Layer<T>& layer, const Row* rows) {
     memory = at::empty({2, layer.rows}, at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
     T* first = memory.mutable_data_ptr<T>();
-    const bool wide = cpu::row_factors(layer, first, first + layer.rows);
+    const bool wide = cpu::row_factors(layer, rows, first, first + layer.rows);
     factors = {first, wide ? first + layer.rows : nullptr};
   }
 };
 
-// 1 / D of a row where b = 0.
-template <class T>
-double inverse_d(const cpu::Layer<T>& layer, std::int64_t row) {
-  return measure_row(layer.norm, layer.view.start[row + 1] - layer.view.start[row], NoValues{}).inverse_d;
-}
-
-// The factors of all rows as 1 / D times one number for all. Usable where that is what they are and both are of a size
-// that leaves ordinary activations and gradients in the range of T.
+// The factor of every row as row[i] times `scale`, which is taken into dY as it is packed. Usable where both are of a
+// size that leaves ordinary activations and gradients in the range of T.
 template <class T>
 struct RowScale {
   bool usable = false;
-  std::unique_ptr<T[]> data;
+  std::unique_ptr<T[]> row;
   T scale = 1;
 
   RowScale() = default;
-  explicit RowScale(const cpu::Layer<T>& layer) {
-    constexpr double kSmall = 0x1p-40, kLarge = 0x1p40;
-    if (layer.norm.b != 0 || layer.excitability.per_row) return;
-    const double e = layer.excitability.of(0);
-    if (e != 0 && !(std::fabs(e) > kSmall && std::fabs(e) < kLarge)) return;
-    scale = static_cast<T>(e);
-    data.reset(new T[static_cast<std::size_t>(layer.rows)]);
+
+  // As 1 / D times one number for all; or, `whole`, all in one: then no factor is 0 where a row has connections.
+  RowScale(const cpu::Layer<T>& layer, const Row* rows, bool whole) {
+    if (!whole) {
+      const double e = layer.excitability.of(0);
+      if (e != 0 && !ordinary(e)) return;
+      scale = static_cast<T>(e);
+    }
+    row.reset(new T[static_cast<std::size_t>(layer.rows)]);
     for (std::int64_t i = 0; i < layer.rows; ++i) {
-      const double row = inverse_d(layer, i);
-      if (row != 0 && !(row > kSmall && row < kLarge)) return;
-      data[i] = static_cast<T>(row);
+      const double inverse_d = rows[i].inverse_d;
+      const double factor = whole ? factor_of(layer.excitability.of(i), inverse_d) : inverse_d;
+      const bool unused = layer.view.start[i] == layer.view.start[i + 1];
+      if (!ordinary(factor) && !(unused && factor == 0)) return;
+      row[i] = static_cast<T>(factor);
     }
     usable = true;
   }
+
+  static bool ordinary(double factor) { return std::fabs(factor) > 0x1p-40 && std::fabs(factor) < 0x1p40; }
 };
 
 template <class T>
-void run_forward(cpu::Forward<T>& f) {
-  const auto& kernels = cpu::kernels<T>();
-  f.threads = threads();
-  const cpu::ForwardPlan plan = cpu::plan_forward(f, kernels.widths);
-  kernels.forward(f, plan, Workspace(plan.workspace_bytes).data());
-}
-
-template <class T>
 void run_columns(cpu::Columns<T>& c) {
-  const auto& kernels = cpu::kernels<T>();
   c.threads = threads();
-  const cpu::ColumnsPlan plan = cpu::plan_columns(c, kernels.widths);
-  kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
+  with_kernels<T>(c.dy, c.samples, [&](const auto& kernels) {
+    const cpu::ColumnsPlan plan = cpu::plan_columns(c, kernels.widths, kernels.kSlabBytes);
+    kernels.columns(c, plan, Workspace(plan.workspace_bytes).data());
+  });
 }
 
 struct Backend {
@@ -90,10 +86,16 @@ struct Backend {
 
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
-                      const Pattern& pattern, const Norm& norm, const Tensor& output) {
+                      const Pattern& pattern, const Norm& norm, const Tensor& output, Tensor* kept = nullptr) {
     prefer_large_pages(output);
     const Matrix x(input), y(output);
-    const RowFactors<T> factors(threaded_layer<T>(weight, excitability, pattern, norm));
+    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
+    std::optional<RowFactors<T>> factors;
+    if (scales(layer)) {
+      const Tensor rows = measured(layer);
+      factors.emplace(layer, rows_in(rows));
+      if (kept != nullptr && norm.b != 0) *kept = rows;
+    }
     cpu::Forward<T> f{};
     f.samples = samples_of(input);
     f.inputs = input.size(-1);
@@ -104,14 +106,15 @@ struct Backend {
     f.rows = rows_of(pattern);
     f.columns = columns_of(pattern);
     f.values = weight.const_data_ptr<T>();
-    f.factors = factors.factors;
+    if (factors) f.factors = factors->factors;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
     run_forward(f);
   }
 
   template <class T>
   static void backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& excitability,
-                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients) {
+                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients,
+                       const Tensor& kept = {}) {
     const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
     const Matrix dy(grad_output), x(input);
     Matrix dx;
@@ -135,8 +138,13 @@ struct Backend {
       c.gradient = gradient.mutable_data_ptr<T>();
     }
     c.finish = wanted.finish();
-    const bool applies = scales(layer) && !wanted.rows_pass() && (wanted.input || wanted.values());
-    const RowScale<T> row_scale = applies ? RowScale<T>(layer) : RowScale<T>();
+    const bool scaled = scales(layer) && (wanted.input || wanted.values());
+    const bool needed = scaled || wanted.rows_pass();
+    const Tensor memory = needed && !kept.defined() ? measured(layer) : kept;
+    const Row* rows = rows_in(memory);
+    const bool shared = layer.norm.b == 0 && !layer.excitability.per_row;
+    const bool packed_scaled = scaled && !cpu::stay_bfloat16(c.dy, c.samples);
+    const RowScale<T> row_scale = packed_scaled ? RowScale<T>(layer, rows, !shared) : RowScale<T>();
     std::optional<RowFactors<T>> factors;
     std::vector<double> dot_weights, dots;
     if (wanted.dots()) {
@@ -144,16 +152,16 @@ struct Backend {
       c.dots = dots.data();
     }
     if (row_scale.usable) {
-      c.row_scale = row_scale.data.get();
+      c.row_scale = row_scale.row.get();
       c.scale = row_scale.scale;
     } else {
-      if (wanted.factors()) {
-        factors.emplace(layer);
+      if (scaled && wanted.factors()) {
+        factors.emplace(layer, rows);
         c.factors = factors->factors;
       }
       if (wanted.dots()) {
         dot_weights.resize(c.outputs);
-        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = inverse_d(layer, i);
+        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = rows[i].inverse_d;
         c.dot_weights = dot_weights.data();
       }
     }
@@ -161,7 +169,7 @@ struct Backend {
     run_columns(c);
 
     if (wanted.rows_pass()) {
-      raw_gradients(layer, c.gradient, gradients.weight, gradients.excitability);
+      raw_gradients(layer, rows, row_scale.usable, c.gradient, gradients.weight, gradients.excitability);
     } else if (wanted.dots()) {
       excitability_gradient<T>(dots, gradients.excitability);
     }
@@ -170,13 +178,15 @@ struct Backend {
   template <class T>
   static void effective_weight(const Tensor& weight, const Tensor& excitability, const Pattern& pattern,
                                const Norm& norm, const Tensor& result) {
-    cpu::effective_weight(threaded_layer<T>(weight, excitability, pattern, norm), result.mutable_data_ptr<T>());
+    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
+    cpu::effective_weight(layer, result.mutable_data_ptr<T>());
   }
 
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    raw_gradients(threaded_layer<T>(weight, excitability, pattern, norm), grad.const_data_ptr<T>(), dv, de);
+    const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
+    raw_gradients(layer, grad.const_data_ptr<T>(), dv, de);
   }
 
   template <class T>
@@ -196,6 +206,19 @@ struct Backend {
 };
 
 }  // namespace
+
+Tensor sparse_linear_on_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                            const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                            Tensor& rows) {
+  return LayerOps<Backend>::forward(input, weight, bias, excitability, pattern, norm, &rows);
+}
+
+Tensor4 sparse_linear_backward_on_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                      const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                                      std::array<bool, 4> mask, const Tensor& rows) {
+  RECORD_FUNCTION("dendnorm::sparse_linear_backward", c10::ArrayRef<const c10::IValue>{});
+  return LayerOps<Backend>::backward(grad_output, input, weight, excitability, pattern, norm, mask, rows);
+}
 
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) { LayerOps<Backend>::register_in(m); }
 

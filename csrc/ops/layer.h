@@ -35,8 +35,12 @@ void check_norm(const char* op, const Norm& norm);
 // Each checks an op's arguments, but for what the pattern's indices are, which is checked when a pattern is made
 // (check_pattern), and gives the op's uninitialised results.
 
-// input (*, N), of weight's dtype or, where that is float32, of 16 bits; weight (nnz,); bias (M,); excitability (),
-// (1,) or (M,). The result is (*, M).
+// input (*, N), of weight's dtype or, where that is float32, of 16 bits; weight (nnz,); bias (M,). The result is (*,
+// M).
+at::Tensor empty_product(const char* op, const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
+                         const c10::SymInt& inputs, const c10::SymInt& outputs);
+
+// The same; excitability (), (1,) or (M,).
 at::Tensor empty_sparse_linear(const at::Tensor& input, const at::Tensor& weight, const OptionalTensor& bias,
                                const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm);
 

@@ -121,13 +121,18 @@ Tensor or_empty(const Tensor& result, const Tensor& like) { return result.define
 
 }  // namespace
 
+Tensor empty_product(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                     const c10::SymInt& inputs, const c10::SymInt& outputs) {
+  check_activations(op, "input", input, inputs, weight);
+  if (given(bias)) check_bias(op, *bias, outputs, weight);
+  return empty_activations(input, outputs);
+}
+
 Tensor empty_sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                            const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
   const char* op = "sparse_linear";
   const LayerSizes sizes = check_layer(op, weight, excitability, pattern, norm);
-  check_activations(op, "input", input, sizes.inputs, weight);
-  if (given(bias)) check_bias(op, *bias, sizes.outputs, weight);
-  return empty_activations(input, sizes.outputs);
+  return empty_product(op, input, weight, bias, sizes.inputs, sizes.outputs);
 }
 
 Gradients empty_sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,

@@ -129,20 +129,35 @@ struct LayerOps {
 
   static Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
                               const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm) {
+    return forward(input, weight, bias, excitability, pattern, norm);
+  }
+
+  static Tensor4 sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                        const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                                        std::array<bool, 4> mask) {
+    return backward(grad_output, input, weight, excitability, pattern, norm, mask);
+  }
+
+  // The same with what a backend passes on from one to the other.
+  template <class... Kept>
+  static Tensor forward(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                        const Kept&... kept) {
     const Tensor output = empty_sparse_linear(input, weight, bias, excitability, pattern, norm);
     Backend::check_views("sparse_linear", pattern);
     const Guard guard(weight);
     const Tensor values = made_contiguous(weight), shift = made_contiguous(or_undefined(bias)),
                  e = made_contiguous(or_undefined(excitability));
     with_values(weight, [&](auto t) {
-      Backend::template forward<decltype(t)>(input, values, shift, e, pattern, norm, output);
+      Backend::template forward<decltype(t)>(input, values, shift, e, pattern, norm, output, kept...);
     });
     return output;
   }
 
-  static Tensor4 sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                        const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
-                                        std::array<bool, 4> mask) {
+  template <class... Kept>
+  static Tensor4 backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                          const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                          std::array<bool, 4> mask, const Kept&... kept) {
     const Gradients gradients =
         empty_sparse_linear_backward(grad_output, input, weight, excitability, pattern, norm, mask);
     Backend::check_views("sparse_linear_backward", pattern);
@@ -150,7 +165,7 @@ struct LayerOps {
     const Tensor values = made_contiguous(weight), e = made_contiguous(or_undefined(excitability));
     const Wanted wanted = wanted_of(gradients, e, norm);
     with_values(weight, [&](auto t) {
-      Backend::template backward<decltype(t)>(grad_output, input, values, e, pattern, norm, wanted, gradients);
+      Backend::template backward<decltype(t)>(grad_output, input, values, e, pattern, norm, wanted, gradients, kept...);
     });
     return results_of(gradients, input, weight);
   }

@@ -27,6 +27,11 @@ TORCH_LIBRARY(dendnorm, m) {
   m.def("sparse_conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? excitability, " PATTERN
         ", " NORM ", " WINDOW ", bool[4] output_mask) -> (Tensor, Tensor, Tensor, Tensor)");
 
+  // Effective weights in row order, for inference; col_indices is int32, or int16 with the bits of unsigned numbers.
+  m.def(
+      "frozen_linear(Tensor input, Tensor weight, Tensor? bias, Tensor crow_indices, Tensor col_indices, int "
+      "in_features) -> Tensor");
+
   // Values v (float64, in effective's order) and e that stand for effective weights, the inverse of the formula.
   // `excitability` holds e where it is given; `start` is what e has where no weight decides it.
   m.def("raw_values(Tensor effective, Tensor row_indices, int rows, " NORM

@@ -16,8 +16,9 @@ from . import _native, analysis, checkpoint  # noqa: F401
 from . import ops as _ops  # noqa: F401  registers the rules of vmap and of the FLOP counter
 from ._moved import register as _register
 from .checkpoint import load, save
-from .models import decompositions, densify, densities, param_groups, sparsify, summary
+from .models import decompositions, densify, densities, freeze, param_groups, sparsify, summary
 from .nn import (
+    FrozenLinear,
     Norm,
     Pattern,
     Slab,
@@ -34,9 +35,10 @@ from .rewiring import SET, RigL, drop, grow, resize, schedules
 # Loaded when first named.
 _LAZY = {"integrations": ".integrations", "lab": ".lab", "patterns": ".nn.patterns", "plots": ".analysis.pictures"}
 
-__all__ = ["SET", "Norm", "Pattern", "RigL", "SReLU", "Slab", "SparseConv1d", "SparseConv2d", "SparseLinear",
-           "analysis", "batch_innermost", "checkpoint", "decompositions", "densify", "densities", "drop", "functional",
-           "grow", "load", "norms", "param_groups", "resize", "save", "schedules", "sparsify", "summary"]  # fmt: skip
+__all__ = ["SET", "FrozenLinear", "Norm", "Pattern", "RigL", "SReLU", "Slab", "SparseConv1d", "SparseConv2d",
+           "SparseLinear", "analysis", "batch_innermost", "checkpoint", "decompositions", "densify", "densities",
+           "drop", "freeze", "functional", "grow", "load", "norms", "param_groups", "resize", "save", "schedules",
+           "sparsify", "summary"]  # fmt: skip
 
 _register()
 del _register

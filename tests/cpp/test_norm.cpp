@@ -159,7 +159,7 @@ TEST(Gradients, AreThoseOfTheFormula) {
 
 // Rows of chosen lengths over values in shuffled order, as they lie when they are in column order.
 struct Rows {
-  std::vector<std::int32_t> start{0}, perm;
+  std::vector<std::int32_t> start{0}, perm, row;
   std::int64_t count() const { return static_cast<std::int64_t>(start.size()) - 1; }
 };
 
@@ -168,6 +168,10 @@ Rows shuffled_rows(std::mt19937& random, const std::vector<int>& lengths) {
   for (const int n : lengths) rows.start.push_back(rows.start.back() + n);
   for (std::int32_t k = 0; k < rows.start.back(); ++k) rows.perm.push_back(k);
   std::shuffle(rows.perm.begin(), rows.perm.end(), random);
+  rows.row.resize(rows.perm.size());
+  for (std::int32_t i = 0; i < rows.count(); ++i) {
+    for (std::int32_t k = rows.start[i]; k < rows.start[i + 1]; ++k) rows.row[rows.perm[k]] = i;
+  }
   return rows;
 }
 
@@ -195,16 +199,19 @@ TYPED_TEST(LayerNorm, AgreesWithTheRuleOfOneRow) {
         for (T& x : g) x = static_cast<T>(std::normal_distribution<double>()(random));
         for (T& x : e) x = static_cast<T>(1 + std::uniform_real_distribution<double>()(random));
         for (std::int32_t k = rows.start[7]; k < rows.start[8]; ++k) v[rows.perm[k]] = 0;  // a dead row, where b != 0
-        const cpu::Layer<T> layer{rows.count(), {rows.start.data(), nullptr, rows.perm.data()},
-                                  v.data(),     {mode == 0 ? nullptr : e.data(), mode == 2},
-                                  norm,         cpu::threads_of(count)};
+        const cpu::Layer<T> layer{rows.count(),   {rows.start.data(), nullptr, rows.perm.data()},
+                                  v.data(),       {mode == 0 ? nullptr : e.data(), mode == 2},
+                                  norm,           cpu::threads_of(count),
+                                  rows.row.data()};
         std::vector<T> first(rows.count()), w(nnz), dv(nnz);
         std::vector<double> de(rows.count());
-        EXPECT_FALSE(cpu::row_factors(layer, first.data(), static_cast<T*>(nullptr)));
+        std::vector<Row> measured(rows.count());
+        cpu::measure_rows(layer, measured.data());
+        EXPECT_FALSE(cpu::row_factors(layer, measured.data(), first.data(), static_cast<T*>(nullptr)));
         cpu::effective_weight(layer, w.data());
-        cpu::norm_gradient(layer, g.data(), dv.data(), de.data());
+        cpu::norm_gradient(layer, measured.data(), false, g.data(), dv.data(), de.data());
         std::vector<T> in_place = g;
-        cpu::norm_gradient(layer, in_place.data(), in_place.data(), nullptr);
+        cpu::norm_gradient(layer, measured.data(), false, in_place.data(), in_place.data(), nullptr);
         EXPECT_EQ(in_place, dv);
 
         for (std::int64_t i = 0; i < rows.count(); ++i) {
@@ -236,6 +243,53 @@ TYPED_TEST(LayerNorm, AgreesWithTheRuleOfOneRow) {
   }
 }
 
+// Gradients that come with the factors of their rows give what the others give; large enough for every thread to get
+// some, with the same bits for any number of threads.
+TYPED_TEST(LayerNorm, TakesScaledGradients) {
+  using T = TypeParam;
+  const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-12;
+  std::mt19937 random(9);
+  std::vector<int> lengths(600);
+  for (int& n : lengths) n = static_cast<int>(random() % 140);
+  const Rows rows = shuffled_rows(random, lengths);
+  const std::size_t nnz = rows.perm.size();
+  std::vector<T> v(nnz), g(nnz), e(rows.count());
+  for (T& x : v) x = static_cast<T>(std::normal_distribution<double>()(random));
+  for (T& x : g) x = static_cast<T>(std::normal_distribution<double>()(random));
+  for (T& x : e) x = static_cast<T>(1 + std::uniform_real_distribution<double>()(random));
+  for (const Norm norm :
+       {Norm{1, 0, 2}, Norm{0, 1, 1}, Norm{0, 1, 2}, Norm{1, 1, 3}, Norm{.5, 1.3, 3.7}, Norm{0, 1, 9}}) {
+    std::vector<T> want, want_scaled;
+    std::vector<double> want_de;
+    for (const int count : {1, 2, 3, 5}) {
+      const cpu::Layer<T> layer{rows.count(),   {rows.start.data(), nullptr, rows.perm.data()},
+                                v.data(),       {e.data(), true},
+                                norm,           cpu::threads_of(count),
+                                rows.row.data()};
+      std::vector<Row> measured(rows.count());
+      cpu::measure_rows(layer, measured.data());
+      std::vector<T> dv(nnz), scaled(nnz);
+      std::vector<double> de(rows.count()), de_scaled(rows.count());
+      cpu::norm_gradient(layer, measured.data(), false, g.data(), dv.data(), de.data());
+      for (std::size_t k = 0; k < nnz; ++k) {
+        const Row& row = measured[static_cast<std::size_t>(rows.row[k])];
+        scaled[k] = static_cast<T>(e[static_cast<std::size_t>(rows.row[k])] * row.inverse_d * g[k]);
+      }
+      std::vector<T> dv_scaled(nnz);
+      cpu::norm_gradient(layer, measured.data(), true, scaled.data(), dv_scaled.data(), de_scaled.data());
+      for (std::size_t k = 0; k < nnz; ++k) EXPECT_NEAR(dv_scaled[k], dv[k], tolerance * (1 + std::fabs(dv[k])));
+      for (std::size_t i = 0; i < de.size(); ++i)
+        EXPECT_NEAR(de_scaled[i], de[i], 50 * tolerance * (1 + std::fabs(de[i])));
+      if (count == 1) {
+        want = dv, want_scaled = dv_scaled, want_de = de;
+      }
+      EXPECT_EQ(dv, want);
+      EXPECT_EQ(dv_scaled, want_scaled);
+      EXPECT_EQ(de, want_de);
+    }
+  }
+}
+
 TEST(FactorOf, IsZeroOnlyInDeadRows) {
   const double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
   for (const double e : {1.0, -2.0, 0.0, infinity, -infinity, nan}) EXPECT_EQ(factor_of(e, 0), 0);
@@ -259,14 +313,20 @@ TEST(DeadRows, AreZeroWhateverTheirExcitability) {
         for (std::int32_t k = 0; k < 2; ++k) v[of_row(2, k)] = 0;
         const auto e = static_cast<float>(special);
         const std::vector<float> all{e, e, e, 2};
-        const cpu::Layer<float> layer{4,         {rows.start.data(), nullptr, rows.perm.data()},
-                                      v.data(),  {all.data(), per_row},
-                                      {1, b, 2}, cpu::threads_of(1)};
+        const cpu::Layer<float> layer{4,
+                                      {rows.start.data(), nullptr, rows.perm.data()},
+                                      v.data(),
+                                      {all.data(), per_row},
+                                      {1, b, 2},
+                                      cpu::threads_of(1),
+                                      rows.row.data()};
         std::vector<float> first(4), second(4), w(8), dv(8);
         std::vector<double> de(4);
-        cpu::row_factors(layer, first.data(), second.data());
+        std::vector<Row> measured(4);
+        cpu::measure_rows(layer, measured.data());
+        cpu::row_factors(layer, measured.data(), first.data(), second.data());
         cpu::effective_weight(layer, w.data());
-        cpu::norm_gradient(layer, g.data(), dv.data(), de.data());
+        cpu::norm_gradient(layer, measured.data(), false, g.data(), dv.data(), de.data());
         EXPECT_EQ(first[0], 0);
         EXPECT_EQ(de[0], 0);
         EXPECT_FALSE(std::isfinite(first[1]));
@@ -297,8 +357,10 @@ TEST(RowFactors, SplitWhatOneFloatCannotHold) {
   std::vector<float> first(3), second(3);
   const Norm squared{0, 2, 2};  // factors of about 1e60, 1 and 1e-60
   const cpu::Layer<float> layer{
-      3, {rows.start.data(), nullptr, rows.perm.data()}, v.data(), {}, squared, cpu::threads_of(1)};
-  EXPECT_TRUE(cpu::row_factors(layer, first.data(), second.data()));
+      3, {rows.start.data(), nullptr, rows.perm.data()}, v.data(), {}, squared, cpu::threads_of(1), rows.row.data()};
+  std::vector<Row> measured(3);
+  cpu::measure_rows(layer, measured.data());
+  EXPECT_TRUE(cpu::row_factors(layer, measured.data(), first.data(), second.data()));
   EXPECT_EQ(second[1], 1);
   for (int i = 0; i < 3; ++i) {
     const double want = 1 / (2 * static_cast<double>(sizes[i]) * sizes[i]);

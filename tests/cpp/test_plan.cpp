@@ -65,6 +65,8 @@ Forward<T> forward_of(const Shape& shape, bool feature_major, int threads) {
   f.connections = shape.connections;
   f.x = activations<T>(shape.samples, shape.inputs, feature_major);
   f.y = activations<T>(shape.samples, shape.outputs, feature_major);
+  static constexpr std::int32_t kSomewhere = 0;
+  f.rows.perm = f.columns.start = &kSomewhere;
   f.threads.count = threads;
   return f;
 }

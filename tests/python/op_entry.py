@@ -77,6 +77,7 @@ class Op:
     norms: tuple[str, ...] = ("none",)
     dtypes: tuple[torch.dtype, ...] = (torch.float32,)
     differentiable: tuple[str, ...] = ()  # arguments
+    refuses_gradients: bool = False  # by name, where an argument requires one
     strided: tuple[str, ...] = ()  # arguments that may have any strides
     vmap: tuple[tuple[str, ...], ...] = ()  # groups of arguments that are batched together
     writes: str | None = None  # the argument that it writes to

@@ -104,6 +104,15 @@ def sampled_product(rows, columns, ccol_indices, row_indices, crow_indices, col_
     return (_listed(oracle.Result(y.T @ x, np.abs(y).T @ np.abs(x)), pattern),)
 
 
+def frozen_linear(input, weight, bias, crow_indices, col_indices, in_features) -> Expected:
+    dense = np.zeros((len(crow_indices) - 1, in_features))
+    row = np.repeat(np.arange(len(dense)), np.diff(crow_indices.numpy()))
+    narrow = col_indices.dtype == torch.int16  # with the bits of unsigned numbers
+    dense[row, col_indices.long().numpy() % 2**16 if narrow else col_indices.numpy()] = weight.double().numpy()
+    x, shift = input.double().numpy(), bias.double().numpy()
+    return (oracle.Result(x @ dense.T + shift, np.abs(x) @ np.abs(dense).T + np.abs(shift)),)
+
+
 # Patterns
 
 

@@ -179,6 +179,30 @@ def conv_op(name: str, differentiable: tuple[str, ...], masks: int = 0) -> Op:
     return op_conv.entry(name, differentiable, masks, shared, tuple(sorted(FAMILY)), TYPICAL_NORMS)
 
 
+def frozen_linear(norm: str, dtype: torch.dtype, shape: Shape) -> list[Sample]:
+    """With indices of 32 bits and of 16."""
+    given = layer_arguments(norm, dtype, shape)
+    sample = {name: given[name] for name in arguments_of("frozen_linear") if name in given}
+    sample["in_features"] = shape.cols
+    return [sample, sample | {"col_indices": sample["col_indices"].to(torch.int16)}]
+
+
+FROZEN_ERRORS = {
+    label: wrong
+    for label, wrong in LAYER_ERRORS.items()
+    if label.split()[0] in ("input", "weight", "bias", "crow_indices", "col_indices") and label != "weight too long"
+} | {
+    "weight too long": Wrong(put("weight", longer), ("col_indices must have one entry for each", "got")),
+    "crow_indices of another": Wrong(put("crow_indices", lambda t: t - 1), ("crow_indices must go from 0 to",), True),
+    "in_features another": Wrong(lambda sample: sample | {"in_features": 6}, ("input must have shape", "6", "5")),
+    "in_features negative": Wrong(lambda sample: sample | {"in_features": -1}, ("in_features must be at least 0",)),
+    "in_features too many": Wrong(
+        lambda sample: sample | {"in_features": 65537, "col_indices": sample["col_indices"].to(torch.int16)},
+        ("in_features must be", "at most 65536", "65537"),
+    ),
+}
+
+
 OPS: dict[str, Op] = {
     "sparse_conv2d": conv_op("sparse_conv2d", ("input", "weight", "bias", "excitability")),
     "sparse_conv2d_backward": conv_op(
@@ -190,6 +214,15 @@ OPS: dict[str, Op] = {
     ),
     "effective_weight": layer_op("effective_weight", ("weight", "excitability")),
     "effective_weight_backward": layer_op("effective_weight_backward", ("grad", "weight", "excitability"), masks=2),
+    "frozen_linear": Op(
+        samples=frozen_linear,
+        reference=references.frozen_linear,
+        errors=FROZEN_ERRORS,
+        dtypes=(*FLOATS, *HALVES),
+        refuses_gradients=True,
+        strided=("input", "weight", "bias"),
+        vmap=(("input",), ("weight",), ("bias",)),
+    ),
     "sampled_product": layer_op("sampled_product", ("rows", "columns")),
     "raw_values": Op(
         samples=raw_values,

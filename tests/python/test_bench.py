@@ -27,23 +27,25 @@ def test_contenders_compute_the_same(name, batch):
     x, dy = torch.randn(batch, 40), torch.randn(batch, 30)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
     outputs = [layer(inputs[0]), module(inputs[1])]
-    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    room = 5e-2 if "bfloat16" in name else 1e-4
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=room, atol=room)
     for output in outputs:
         output.backward(dy)
-    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=room, atol=room)
     if name in ("torch.sparse", "SparseProp"):  # values in the order of rows
         values = module.values if name == "torch.sparse" else module.W_val
         torch.testing.assert_close(values.grad, layer.weight.grad[layer.perm.long()], rtol=1e-4, atol=1e-4)
 
 
 def test_measures_every_contender():
-    names = [name for name in bench.CONTENDERS if name != "SparseProp"]
+    names = [name for name in bench.CONTENDERS if name not in ("SparseProp", "SparseLab")]
     result = bench.measure(SMALL, names, rounds=2)
     assert result["nnz"] == 240
     assert list(result["contenders"]) == names
     for entry in result["contenders"].values():
         low, high = entry["quartiles_ms"]
         assert 0 < entry["minimum_ms"] <= low <= entry["median_ms"] <= high
+        assert entry["alone_ms"] > 0
         assert math.isclose(entry["gflops"], 6 * 240 * 8 / entry["median_ms"] * 1e-6)
     assert set(result["speedup"]) == set(names) - {"dendnorm"}
 
@@ -167,7 +169,8 @@ def test_our_steps_are_captured_first(monkeypatch):
     steps = {name: (lambda: None) for name in bench.CONTENDERS}
     cuda.add_variants(steps, {})
     names = [next(name for name, step in steps.items() if step is one) for one in captured]
-    assert [name.startswith("dendnorm") for name in names] == [True] * 2 + [False] * (len(names) - 2)
+    ours = sum(name.startswith("dendnorm") for name in bench.CONTENDERS)
+    assert [name.startswith("dendnorm") for name in names] == [True] * ours + [False] * (len(names) - ours)
 
 
 def test_rewiring_is_measured_in_steps():

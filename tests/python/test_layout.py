@@ -133,10 +133,10 @@ def test_what_is_public():
     """`dir(dendnorm)` shows what is public and nothing else; plots and lab load when first named."""
     program = """
 import sys, dendnorm
-public = {"SET", "Norm", "Pattern", "RigL", "SReLU", "Slab", "SparseConv1d", "SparseConv2d", "SparseLinear", "analysis",
-          "batch_innermost", "checkpoint", "decompositions", "densify", "densities", "drop", "functional", "grow",
-          "integrations", "lab", "load", "norms", "param_groups", "patterns", "plots", "resize", "save", "schedules",
-          "sparsify", "summary", "__version__", "cmake_prefix_path"}
+public = {"SET", "FrozenLinear", "Norm", "Pattern", "RigL", "SReLU", "Slab", "SparseConv1d", "SparseConv2d",
+          "SparseLinear", "analysis", "batch_innermost", "checkpoint", "decompositions", "densify", "densities", "drop",
+          "freeze", "functional", "grow", "integrations", "lab", "load", "norms", "param_groups", "patterns", "plots",
+          "resize", "save", "schedules", "sparsify", "summary", "__version__", "cmake_prefix_path"}
 assert set(dir(dendnorm)) == public, set(dir(dendnorm)) ^ public
 loaded = [name for name in sys.modules if name.startswith(("dendnorm.lab", "dendnorm.analysis.pictures"))]
 assert not loaded and "matplotlib" not in sys.modules, loaded

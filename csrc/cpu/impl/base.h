@@ -16,6 +16,12 @@
 //              the sums of vectors in two steps: fold (four vectors, half done), then put4 (one fold, to four places)
 //              or, where kFolds > 1, put (so many folds)
 //
+// For slabs of bfloat16 an Isa<BFloat16> has widths of at least 8 with NV even, and its vectors also
+//
+//   Bits       two vectors of samples: load_bits (unaligned); even, odd: widened; dot(x, y, sum): sum plus x y;
+//   interleave:
+//              from even and odd ones to the order of the samples
+//
 // and, where it has a better one than impl's, a specialisation of an inner loop: RowSum, ColumnSums.
 #pragma once
 
@@ -45,6 +51,7 @@ using dendnorm::cpu::kAlign;
 using dendnorm::cpu::kBlock;
 using dendnorm::cpu::Kernels;
 using dendnorm::cpu::KernelsOf;
+using dendnorm::cpu::KernelsOfBFloat16;
 using dendnorm::cpu::kGrain;
 using dendnorm::cpu::Order;
 using dendnorm::cpu::Packing;
@@ -57,15 +64,16 @@ using dendnorm::cpu::Tiles;
 using dendnorm::cpu::Widths;
 using i32 = std::int32_t;
 using i64 = std::int64_t;
+using u16 = std::uint16_t;
 
 template <class T>
 struct Isa;
 template <class T>
 struct Square;
 
-template <class Vec, int NV, Order kOrder>
+template <class Vec, int NV, Order kOrder, class S = typename Vec::Scalar>
 struct RowSum;  // impl/forward.h
-template <class Vec, int NV, bool kDx, bool kDw>
+template <class Vec, int NV, bool kDx, bool kDw, class S = typename Vec::Scalar>
 struct ColumnSums;  // impl/column_sums.h
 
 DENDNORM_INLINE i64 smaller(i64 x, i64 y) { return x < y ? x : y; }
@@ -73,7 +81,9 @@ DENDNORM_INLINE i64 smaller(i64 x, i64 y) { return x < y ? x : y; }
 // An activation in the type that is computed with, and back.
 template <class A, class T>
 DENDNORM_INLINE T read_as(A value) {
-  if constexpr (sizeof(A) == 2) {
+  if constexpr (sizeof(A) == sizeof(T)) {
+    return value;
+  } else if constexpr (sizeof(A) == 2) {
     return to_float(value);
   } else {
     return static_cast<T>(value);
@@ -82,7 +92,9 @@ DENDNORM_INLINE T read_as(A value) {
 
 template <class A, class T>
 DENDNORM_INLINE A write_as(T value) {
-  if constexpr (sizeof(A) == 2) {
+  if constexpr (sizeof(A) == sizeof(T)) {
+    return value;
+  } else if constexpr (sizeof(A) == 2) {
     return from_float<A>(value);
   } else {
     return static_cast<A>(value);

@@ -2,14 +2,15 @@
 #pragma once
 
 #include "cpu/impl/base.h"
+#include "cpu/impl/samples.h"
 
 namespace {
 
 // Up to four connections: each loads its row of dY once, for dX and for its own gradient, whose sums over the samples
 // are returned half done.
-template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
-DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, const i32* row, const typename Vec::Scalar* w,
-                                 const typename Vec::V* x, typename Vec::V (*acc)[NV]) {
+template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains, class S>
+DENDNORM_INLINE auto column_fold(const S* slab, const i32* row, const typename Vec::Scalar* w,
+                                 const Samples<Vec, NV, S>& x, typename Vec::V (*acc)[NV]) {
   constexpr i64 kWidth = Vec::kLanes * NV;
   typename Vec::V part[4];
 #pragma GCC unroll 4
@@ -18,20 +19,14 @@ DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, const i32* ro
       part[g] = Vec::zero();
       continue;
     }
-    const auto* d = slab + row[g] * kWidth;
-    typename Vec::V dy[NV];
-#pragma GCC unroll 8
-    for (int t = 0; t < NV; ++t) dy[t] = Vec::load(d + t * Vec::kLanes);
+    Samples<Vec, NV, S> dy;
+    dy.load(slab + row[g] * kWidth);
     if constexpr (kDx) {
       const auto wv = Vec::set1(w[g]);
 #pragma GCC unroll 8
-      for (int t = 0; t < NV; ++t) acc[g % kChains][t] = Vec::fma(wv, dy[t], acc[g % kChains][t]);
+      for (int t = 0; t < NV; ++t) acc[g % kChains][t] = Vec::fma(wv, dy.wide(t), acc[g % kChains][t]);
     }
-    if constexpr (kDw) {
-      part[g] = Vec::mul(x[0], dy[0]);
-#pragma GCC unroll 8
-      for (int t = 1; t < NV; ++t) part[g] = Vec::fma(x[t], dy[t], part[g]);
-    }
+    if constexpr (kDw) part[g] = Samples<Vec, NV, S>::dot(x, dy);
   }
   if constexpr (kDw) {
     return Vec::fold(part);
@@ -41,10 +36,10 @@ DENDNORM_INLINE auto column_fold(const typename Vec::Scalar* slab, const i32* ro
 }
 
 // The last one to three connections of a column.
-template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains>
-DENDNORM_INLINE void column_rest(const typename Vec::Scalar* slab, const i32* row, const typename Vec::Scalar* w,
-                                 const typename Vec::V* x, typename Vec::V (*acc)[NV], typename Vec::Scalar* gradient,
-                                 bool add) {
+template <class Vec, int NV, int G, bool kDx, bool kDw, int kChains, class S>
+DENDNORM_INLINE void column_rest(const S* slab, const i32* row, const typename Vec::Scalar* w,
+                                 const Samples<Vec, NV, S>& x, typename Vec::V (*acc)[NV],
+                                 typename Vec::Scalar* gradient, bool add) {
   const auto folded = column_fold<Vec, NV, G, kDx, kDw, kChains>(slab, row, w, x, acc);
   if constexpr (kDw) {
     typename Vec::Scalar sums[4];
@@ -56,12 +51,12 @@ DENDNORM_INLINE void column_rest(const typename Vec::Scalar* slab, const i32* ro
 
 // The connections of a column: acc += w dY, for dX, and gradient = (or +=, with `add`) the sum over the samples of x
 // dY. dX is the sum of the chains.
-template <class Vec, int NV, bool kDx, bool kDw>
+template <class Vec, int NV, bool kDx, bool kDw, class S>
 struct ColumnSums {
   static constexpr int kChains = NV == 1 ? 2 : 1;  // hide the latency of the sum
 
-  static DENDNORM_INLINE void run(const typename Vec::Scalar* slab, const i32* row, const typename Vec::Scalar* values,
-                                  typename Vec::Scalar* gradient, i64 begin, i64 end, const typename Vec::V* x,
+  static DENDNORM_INLINE void run(const S* slab, const i32* row, const typename Vec::Scalar* values,
+                                  typename Vec::Scalar* gradient, i64 begin, i64 end, const Samples<Vec, NV, S>& x,
                                   typename Vec::V (*acc)[NV], bool add) {
     i64 k = begin;
     if constexpr (Vec::kFolds > 1) {

@@ -4,6 +4,7 @@
 #include "cpu/impl/base.h"
 #include "cpu/impl/column_sums.h"
 #include "cpu/impl/pack.h"
+#include "cpu/impl/samples.h"
 
 namespace {
 
@@ -45,29 +46,26 @@ DENDNORM_INLINE void finish_column(const Columns<T>& c, i64 j) {
   }
 }
 
-template <class Vec, int NV, bool kDx, bool kDw>
-inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename Vec::Scalar* slab,
-                         const typename Vec::Scalar* values, typename Vec::Scalar* gradient, i64 sample, i64 samples,
-                         i64 begin, i64 end, i64 step, bool first, bool last) {
+template <class Vec, int NV, bool kDx, bool kDw, class S>
+inline void columns_tile(const Columns<typename Vec::Scalar>& c, const S* slab, const typename Vec::Scalar* values,
+                         typename Vec::Scalar* gradient, i64 sample, i64 samples, i64 begin, i64 end, i64 step,
+                         bool first, bool last) {
   using T = typename Vec::Scalar;
-  using Sums = ColumnSums<Vec, NV, kDx, kDw>;
+  using Sums = ColumnSums<Vec, NV, kDx, kDw, S>;
   constexpr i64 kWidth = Vec::kLanes * NV;
   constexpr int kChains = Sums::kChains;
-  alignas(kAlign) T x_block[kDw ? kBlock * kWidth : 1];
+  alignas(kAlign) S x_block[kDw ? kBlock * kWidth : 1];
   alignas(kAlign) T dx_block[kDx ? kBlock * kWidth : 1];
-  const T* x_rows = kDw ? rows_in_place<T>(c.x, sample, samples, kWidth) : nullptr;
+  const S* x_rows = kDw ? rows_in_place<S>(c.x, sample, samples, kWidth) : nullptr;
   T* dx_rows = kDx ? rows_in_place<T>(c.dx, sample, samples, kWidth) : nullptr;
   for (i64 j0 = begin; j0 < end; j0 += step) {
     const i64 count = smaller(step, end - j0);
     if (kDw && x_rows == nullptr) pack(c.x, sample, samples, j0, count, x_block, kWidth);
     for (i64 r = 0; r < count; ++r) {
       const i64 j = j0 + r;
-      typename Vec::V x[NV], acc[kChains][NV];
-      if constexpr (kDw) {
-        const T* from = x_rows != nullptr ? x_rows + j * c.x.stride : x_block + r * kWidth;
-#pragma GCC unroll 8
-        for (int t = 0; t < NV; ++t) x[t] = Vec::load(from + t * Vec::kLanes);
-      }
+      Samples<Vec, NV, S> x;
+      typename Vec::V acc[kChains][NV];
+      if constexpr (kDw) x.load(x_rows != nullptr ? x_rows + j * c.x.stride : x_block + r * kWidth);
 #pragma GCC unroll 8
       for (int t = 0; t < NV; ++t) {
 #pragma GCC unroll 2
@@ -76,12 +74,15 @@ inline void columns_tile(const Columns<typename Vec::Scalar>& c, const typename 
       Sums::run(slab, c.columns.index, values, gradient, c.columns.start[j], c.columns.start[j + 1], x, acc, !first);
       if constexpr (kDx) {
         T* out = dx_rows != nullptr ? dx_rows + j * c.dx.stride : dx_block + r * kWidth;
+        typename Vec::V sums[NV];
 #pragma GCC unroll 8
         for (int t = 0; t < NV; ++t) {
-          auto sum = kChains == 2 ? Vec::add(acc[0][t], acc[kChains - 1][t]) : acc[0][t];
-          if (c.row_scale != nullptr) sum = Vec::mul(sum, Vec::set1(c.scale));
-          Vec::store(out + t * Vec::kLanes, sum);
+          sums[t] = kChains == 2 ? Vec::add(acc[0][t], acc[kChains - 1][t]) : acc[0][t];
+          if (c.row_scale != nullptr) sums[t] = Vec::mul(sums[t], Vec::set1(c.scale));
         }
+        Samples<Vec, NV, S>::put_in_order(sums);
+#pragma GCC unroll 8
+        for (int t = 0; t < NV; ++t) Vec::store(out + t * Vec::kLanes, sums[t]);
       }
       if constexpr (kDw) {
         if (last) finish_column(c, j);
@@ -128,51 +129,54 @@ inline void columns_single(const Columns<T>& c, const T* dy, const T* values, i6
 
 // What one tile of dY gives over a range of columns. `first` writes its part of the gradient, others add theirs; `last`
 // finishes the gradient.
-template <class T, bool kDx, bool kDw>
-void columns_range(const Columns<T>& c, const ColumnsPlan& plan, i64 t, const T* slab, const T* values, T* gradient,
+template <class T, class S, bool kDx, bool kDw>
+void columns_range(const Columns<T>& c, const ColumnsPlan& plan, i64 t, const S* slab, const T* values, T* gradient,
                    i64 begin, i64 end, bool first, bool last) {
   const int width = plan.tiles.width_of(t);
-  if (width == 1) return columns_single<T, kDx, kDw>(c, slab, values, begin, end);
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (width == 1) return columns_single<T, kDx, kDw>(c, slab, values, begin, end);
+  }
   const i64 sample = plan.tiles.begin(t), samples = plan.tiles.samples_of(t);
-  Isa<T>::with_width(width, [&]<class Vec, int NV>() {
-    columns_tile<Vec, NV, kDx, kDw>(c, slab, values, gradient, sample, samples, begin, end, plan.block, first, last);
+  Isa<S>::with_width(width, [&]<class Vec, int NV>() {
+    columns_tile<Vec, NV, kDx, kDw, S>(c, slab, values, gradient, sample, samples, begin, end, plan.block, first, last);
   });
 }
 
 // The variant that computes what is wanted; null where that is only the sums for the bias.
-template <class T>
+template <class T, class S>
 auto columns_range_for(const Columns<T>& c) {
   const bool dx = c.dx.data != nullptr, dw = c.gradient != nullptr;
-  return dx && dw ? columns_range<T, true, true>
-         : dx     ? columns_range<T, true, false>
-         : dw     ? columns_range<T, false, true>
+  return dx && dw ? columns_range<T, S, true, true>
+         : dx     ? columns_range<T, S, true, false>
+         : dw     ? columns_range<T, S, false, true>
                   : nullptr;
 }
 
-template <class T>
-inline T sum_of(const T* values, i64 count) {
+template <class T, class S>
+inline T sum_of(const S* values, i64 count) {
   T sums[8] = {};
   i64 k = 0;
   for (; k + 8 <= count; k += 8) {
 #pragma GCC unroll 8
-    for (int u = 0; u < 8; ++u) sums[u] += values[k + u];
+    for (int u = 0; u < 8; ++u) sums[u] += read_as<S, T>(values[k + u]);
   }
-  for (; k < count; ++k) sums[0] += values[k];
+  for (; k < count; ++k) sums[0] += read_as<S, T>(values[k]);
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// Rows of a tile of dY: packed into `slab` unless they lie there, their sums unless those are null, and their scale.
-template <class T>
-void prepare_rows(const Columns<T>& c, const ColumnsPlan& plan, i64 t, i64 begin, i64 end, T* slab, T* sums) {
+// Rows of a tile of dY: packed into `slab` unless they lie there, their sums unless those are null, and their scale,
+// which 16 bits could not hold.
+template <class T, class S>
+void prepare_rows(const Columns<T>& c, const ColumnsPlan& plan, i64 t, i64 begin, i64 end, S* slab, T* sums) {
   const i64 width = plan.tiles.width_of(t), step = plan.packing.step;
   for (i64 i0 = begin; i0 < end; i0 += step) {
     const i64 i1 = smaller(i0 + step, end);
     if (!plan.in_place) pack_tile(c.dy, plan.tiles, t, i0, i1, step, slab);
     if (sums != nullptr) {
-      for (i64 i = i0; i < i1; ++i) sums[t * c.outputs + i] = sum_of(slab + i * width, width);
+      for (i64 i = i0; i < i1; ++i) sums[t * c.outputs + i] = sum_of<T>(slab + i * width, width);
     }
-    if (c.row_scale != nullptr) {
-      for (i64 i = i0; i < i1; ++i) {
+    if constexpr (sizeof(S) == sizeof(T)) {
+      for (i64 i = i0; i < i1 && c.row_scale != nullptr; ++i) {
         const T scale = c.row_scale[i];
         for (i64 b = i * width; b < (i + 1) * width; ++b) slab[b] *= scale;
       }
@@ -220,12 +224,13 @@ void add_tiles(const Columns<T>& c, i64 tiles, const T* sums) {
   }
 }
 
-template <class T>
+// S is what the slabs of dY hold, and the rows of X.
+template <class T, class S = T>
 void columns(const Columns<T>& c, const ColumnsPlan& plan, std::byte* workspace) {
   const Tiles& tiles = plan.tiles;
   const int threads = plan.threads;
   const bool scale = plan.scaled.bytes > 0, alone = plan.sharing.alone;
-  T* slabs = plan.in_place ? static_cast<T*>(c.dy.data) : in_region<T>(workspace, plan.slabs);
+  S* slabs = plan.in_place ? static_cast<S*>(c.dy.data) : in_region<S>(workspace, plan.slabs);
   T* scaled = in_region<T>(workspace, plan.scaled);
   T* sums = c.bias_gradient != nullptr ? in_region<T>(workspace, plan.sums) : nullptr;
   T* gradients = in_region<T>(workspace, plan.gradients);
@@ -242,10 +247,10 @@ void columns(const Columns<T>& c, const ColumnsPlan& plan, std::byte* workspace)
   if (plan.packing.pieces > 0 || scale) in_threads(c.threads, threads, prepare);
 
   const T* values = scale ? scaled : c.values;
-  const auto range = columns_range_for(c);
+  const auto range = columns_range_for<T, S>(c);
   const i64 parts = plan.sharing.parts, items = parts * plan.groups;
   auto compute = [&](i64 begin, i64 end) {
-    T* own = alone && !plan.in_place ? slabs + begin * tiles.room(c.outputs) : nullptr;
+    S* own = alone && !plan.in_place ? slabs + begin * tiles.room(c.outputs) : nullptr;
     const i64 first = share_begin(items, begin, threads), last = share_begin(items, end, threads);
     for (i64 item = first; item < last; ++item) {
       const i64 group = item / parts, part = item % parts;
@@ -254,7 +259,7 @@ void columns(const Columns<T>& c, const ColumnsPlan& plan, std::byte* workspace)
       T* gradient = group == 0 ? c.gradient : gradients + (group - 1) * plan.distance;
       const i64 first_tile = plan.first_tile(group), end_tile = plan.first_tile(group + 1);
       for (i64 t = first_tile; t < end_tile; ++t) {
-        T* slab = own != nullptr ? own : slabs + tiles.begin(t) * c.outputs;
+        S* slab = own != nullptr ? own : slabs + tiles.begin(t) * c.outputs;
         if (alone && visit && plan.sharing.packs(item, first)) {
           prepare_rows(c, plan, t, 0, c.outputs, slab, part == 0 ? sums : nullptr);
         }
@@ -273,7 +278,7 @@ void columns(const Columns<T>& c, const ColumnsPlan& plan, std::byte* workspace)
     in_threads(c.threads, threads, add);
   }
   if (tiles.count() == 0) clear_gradients(c);
-  if (sums != nullptr) add_tiles(c, tiles.count(), sums);
+  if (c.bias_gradient != nullptr) add_tiles(c, tiles.count(), sums);
 }
 
 }  // namespace

@@ -3,13 +3,15 @@
 
 #include "cpu/impl/base.h"
 #include "cpu/impl/pack.h"
+#include "cpu/impl/samples.h"
 
 namespace {
 
 // acc[t] = sum over the connections of a row of w times the sample vectors of its inputs.
-template <class Vec, int NV, Order kOrder>
+template <class Vec, int NV, Order kOrder, class S>
 struct RowSum {
-  static DENDNORM_INLINE void run(const typename Vec::Scalar* slab, const i32* index, const i32* perm,
+  template <class Index>
+  static DENDNORM_INLINE void run(const S* slab, const Index* index, const i32* perm,
                                   const typename Vec::Scalar* values, i64 begin, i64 end, typename Vec::V* acc) {
     constexpr i64 kWidth = Vec::kLanes * NV;
     constexpr int kFlight = NV == 1 ? 4 : 2;  // connections in flight hide the latency of the sum
@@ -30,22 +32,20 @@ struct RowSum {
       }
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
-        const auto* x = slab + index[k + u] * kWidth;
+        Samples<Vec, NV, S> x;
+        x.load(slab + index[k + u] * kWidth);
 #pragma GCC unroll 8
-        for (int t = 0; t < NV; ++t) {
-          sums[u % kFlight][t] = Vec::fma(w[u], Vec::load(x + t * Vec::kLanes), sums[u % kFlight][t]);
-        }
+        for (int t = 0; t < NV; ++t) sums[u % kFlight][t] = Vec::fma(w[u], x.wide(t), sums[u % kFlight][t]);
       }
     }
 #pragma GCC unroll 3
     for (int u = 0; u < 3; ++u) {
       if (k + u >= end) break;
-      const auto* x = slab + index[k + u] * kWidth;
+      Samples<Vec, NV, S> x;
+      x.load(slab + index[k + u] * kWidth);
       const auto w = Vec::set1(values[kOrder == Order::kThrough ? perm[k + u] : k + u]);
 #pragma GCC unroll 8
-      for (int t = 0; t < NV; ++t) {
-        sums[u % kFlight][t] = Vec::fma(w, Vec::load(x + t * Vec::kLanes), sums[u % kFlight][t]);
-      }
+      for (int t = 0; t < NV; ++t) sums[u % kFlight][t] = Vec::fma(w, x.wide(t), sums[u % kFlight][t]);
     }
 #pragma GCC unroll 8
     for (int t = 0; t < NV; ++t) {
@@ -55,18 +55,19 @@ struct RowSum {
         acc[t] = Vec::add(sums[0][t], sums[1][t]);
       }
     }
+    Samples<Vec, NV, S>::put_in_order(acc);
   }
 };
 
-template <class T>
-inline T row_dot(const T* x, const i32* index, const i32* perm, const T* values, i64 begin, i64 end) {
+template <bool kThrough, class T, class Index>
+inline T row_dot(const T* x, const Index* index, const i32* perm, const T* values, i64 begin, i64 end) {
   T sums[4] = {};
   i64 k = begin;
   for (; k + 4 <= end; k += 4) {
 #pragma GCC unroll 4
-    for (int u = 0; u < 4; ++u) sums[u] += values[perm[k + u]] * x[index[k + u]];
+    for (int u = 0; u < 4; ++u) sums[u] += values[kThrough ? perm[k + u] : k + u] * x[index[k + u]];
   }
-  for (; k < end; ++k) sums[0] += values[perm[k]] * x[index[k]];
+  for (; k < end; ++k) sums[0] += values[kThrough ? perm[k] : k] * x[index[k]];
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
@@ -78,8 +79,8 @@ DENDNORM_INLINE T finished(const Forward<T>& f, i64 i, T sum) {
   return f.bias != nullptr ? sum + f.bias[i] : sum;
 }
 
-template <class Vec, int NV, Order kOrder>
-inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename Vec::Scalar* slab,
+template <class Vec, int NV, Order kOrder, class S, class Index>
+inline void forward_tile(const Forward<typename Vec::Scalar>& f, const Index* index, const S* slab,
                          const typename Vec::Scalar* values, i64 sample, i64 samples, i64 begin, i64 end, i64 step) {
   using T = typename Vec::Scalar;
   constexpr i64 kWidth = Vec::kLanes * NV;
@@ -90,7 +91,7 @@ inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename 
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
       typename Vec::V acc[NV];
-      RowSum<Vec, NV, kOrder>::run(slab, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1], acc);
+      RowSum<Vec, NV, kOrder, S>::run(slab, index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1], acc);
       if (f.factors.first != nullptr) {
         const auto factor = Vec::set1(f.factors.first[i]);
 #pragma GCC unroll 8
@@ -114,14 +115,15 @@ inline void forward_tile(const Forward<typename Vec::Scalar>& f, const typename 
   }
 }
 
-template <class T>
-inline void forward_single(const Forward<T>& f, const T* x, const T* values, i64 begin, i64 end) {
+template <bool kThrough, class T, class Index>
+inline void forward_single(const Forward<T>& f, const Index* index, const T* x, const T* values, i64 begin, i64 end) {
   T block[kBlock];
   for (i64 i0 = begin; i0 < end; i0 += kBlock) {
     const i64 count = smaller(kBlock, end - i0);
     for (i64 r = 0; r < count; ++r) {
       const i64 i = i0 + r;
-      block[r] = finished(f, i, row_dot(x, f.rows.index, f.rows.perm, values, f.rows.start[i], f.rows.start[i + 1]));
+      const i64 first = f.rows.start[i], last = f.rows.start[i + 1];
+      block[r] = finished(f, i, row_dot<kThrough>(x, index, f.rows.perm, values, first, last));
     }
     unpack(block, 1, f.y, 0, 1, i0, count);
   }
@@ -188,29 +190,43 @@ inline void put_in_order(const T* values, const i32* perm, i64 begin, i64 end, T
   for (; k < end; ++k) ordered[k] = values[perm[k]];
 }
 
-// What a tile gives over a range of rows.
-template <class T>
-inline void forward_range(const Forward<T>& f, const ForwardPlan& plan, i64 t, const T* slab, const T* values,
+// What a tile gives over a range of rows, with their indices or those in 16 bits.
+template <class T, class S>
+inline void forward_range(const Forward<T>& f, const ForwardPlan& plan, i64 t, const S* slab, const T* values,
                           i64 begin, i64 end) {
   const int width = plan.tiles.width_of(t);
-  if (width == 1) return forward_single(f, slab, values, begin, end);
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (width == 1) {
+      if (f.narrow != nullptr) return forward_single<false>(f, f.narrow, slab, values, begin, end);
+      const auto single = plan.order == Order::kThrough ? forward_single<true, T, i32> : forward_single<false, T, i32>;
+      return single(f, f.rows.index, slab, values, begin, end);
+    }
+  }
   const i64 sample = plan.tiles.begin(t), samples = plan.tiles.samples_of(t);
-  Isa<T>::with_width(width, [&]<class Vec, int NV>() {
-    const auto tile = plan.order == Order::kThrough ? forward_tile<Vec, NV, Order::kThrough>
-                      : plan.order == Order::kOne   ? forward_tile<Vec, NV, Order::kOne>
-                                                    : forward_tile<Vec, NV, Order::kFour>;
-    tile(f, slab, values, sample, samples, begin, end, plan.block);
+  Isa<S>::with_width(width, [&]<class Vec, int NV>() {
+    if (f.narrow != nullptr) {
+      const auto tile = plan.order == Order::kOne ? forward_tile<Vec, NV, Order::kOne, S, u16>
+                                                  : forward_tile<Vec, NV, Order::kFour, S, u16>;
+      return tile(f, f.narrow, slab, values, sample, samples, begin, end, plan.block);
+    }
+    const auto tile = plan.order == Order::kThrough ? forward_tile<Vec, NV, Order::kThrough, S, i32>
+                      : plan.order == Order::kOne   ? forward_tile<Vec, NV, Order::kOne, S, i32>
+                                                    : forward_tile<Vec, NV, Order::kFour, S, i32>;
+    tile(f, f.rows.index, slab, values, sample, samples, begin, end, plan.block);
   });
 }
 
-template <class T>
+// S is what the slabs hold.
+template <class T, class S = T>
 void forward(const Forward<T>& f, const ForwardPlan& plan, std::byte* workspace) {
   if (f.samples == 0 || f.outputs == 0) return;
-  if (plan.spread > 0) return forward_spread(f, plan, workspace);
+  if constexpr (sizeof(S) == sizeof(T)) {
+    if (plan.spread > 0) return forward_spread(f, plan, workspace);
+  }
   const Tiles& tiles = plan.tiles;
   const int threads = plan.threads;
-  const bool permute = plan.order != Order::kThrough, alone = plan.sharing.alone && !plan.in_place;
-  T* slabs = plan.in_place ? static_cast<T*>(f.x.data) : in_region<T>(workspace, plan.slabs);
+  const bool permute = plan.permuted.bytes > 0, alone = plan.sharing.alone && !plan.in_place;
+  S* slabs = plan.in_place ? static_cast<S*>(f.x.data) : in_region<S>(workspace, plan.slabs);
   T* permuted = in_region<T>(workspace, plan.permuted);
 
   auto prepare = [&](i64 begin, i64 end) {
@@ -227,12 +243,12 @@ void forward(const Forward<T>& f, const ForwardPlan& plan, std::byte* workspace)
   const T* values = permute ? permuted : f.values;
   const i64 parts = plan.sharing.parts, items = parts * tiles.count();
   auto compute = [&](i64 begin, i64 end) {
-    T* own = alone ? slabs + begin * tiles.room(f.inputs) : nullptr;
+    S* own = alone ? slabs + begin * tiles.room(f.inputs) : nullptr;
     const i64 first = share_begin(items, begin, threads), last = share_begin(items, end, threads);
     for (i64 item = first; item < last; ++item) {
       const i64 t = item / parts, part = item % parts;
       if (alone && plan.sharing.packs(item, first)) pack_tile(f.x, tiles, t, 0, f.inputs, plan.packing.step, own);
-      const T* slab = alone ? own : slabs + tiles.begin(t) * f.inputs;
+      const S* slab = alone ? own : slabs + tiles.begin(t) * f.inputs;
       forward_range(f, plan, t, slab, values, part_begin(f.rows.start, f.outputs, part, parts),
                     part_begin(f.rows.start, f.outputs, part + 1, parts));
     }

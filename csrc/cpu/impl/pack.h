@@ -39,7 +39,7 @@ inline void transpose_in(const A* src, i64 stride, i64 samples, i64 neurons, T* 
     }
     for (i64 n = whole; n < neurons; ++n) {
       for (i64 r = 0; r < S::kSide; ++r) {
-        dst[n * width + b + r] = r < left ? read_as<A, T>(src[(b + r) * stride + n]) : T(0);
+        dst[n * width + b + r] = r < left ? read_as<A, T>(src[(b + r) * stride + n]) : T{};
       }
     }
     b += S::kSide;
@@ -51,7 +51,7 @@ inline void transpose_in(const A* src, i64 stride, i64 samples, i64 neurons, T* 
   }
   if (b < width) {
     for (i64 n = 0; n < neurons; ++n) {
-      for (i64 r = b; r < width; ++r) dst[n * width + r] = T(0);
+      for (i64 r = b; r < width; ++r) dst[n * width + r] = T{};
     }
   }
 }
@@ -87,7 +87,7 @@ template <class A, class T>
 inline void copy_in(const A* src, i64 stride, i64 samples, i64 neurons, T* dst, i64 width) {
   for (i64 n = 0; n < neurons; ++n) {
     for (i64 b = 0; b < samples; ++b) dst[n * width + b] = read_as<A, T>(src[n * stride + b]);
-    for (i64 b = samples; b < width; ++b) dst[n * width + b] = T(0);
+    for (i64 b = samples; b < width; ++b) dst[n * width + b] = T{};
   }
 }
 
@@ -123,6 +123,8 @@ template <class T>
 inline void pack(const Activations& from, i64 sample, i64 samples, i64 neuron, i64 neurons, T* dst, i64 width) {
   if constexpr (sizeof(T) == 8) {
     pack_as<double>(from, sample, samples, neuron, neurons, dst, width);
+  } else if constexpr (sizeof(T) == 2) {
+    pack_as<T>(from, sample, samples, neuron, neurons, dst, width);
   } else {
     switch (from.type) {
       case Type::kBFloat16: return pack_as<BFloat16>(from, sample, samples, neuron, neurons, dst, width);
@@ -148,7 +150,7 @@ inline void unpack(const T* src, i64 width, const Activations& to, i64 sample, i
 // The rows of one tile where they lie: feature-major, whole and aligned. Null where they must be packed and unpacked.
 template <class T>
 inline T* rows_in_place(const Activations& x, i64 sample, i64 samples, i64 width) {
-  const Type type = sizeof(T) == 8 ? Type::kFloat64 : Type::kFloat32;
+  const Type type = sizeof(T) == 8 ? Type::kFloat64 : sizeof(T) == 4 ? Type::kFloat32 : Type::kBFloat16;
   if (!x.feature_major || x.type != type || samples != width) return nullptr;
   T* rows = static_cast<T*>(x.data) + sample;
   const i64 misfit = reinterpret_cast<std::uintptr_t>(rows) % kAlign;

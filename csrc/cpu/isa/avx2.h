@@ -28,6 +28,17 @@ struct F4 {
     _mm_storeu_ps(out, add ? _mm_add_ps(_mm_loadu_ps(out), folded) : folded);
   }
   static constexpr int kFolds = 1;
+
+  using Bits = __m128i;
+  static Bits load_bits(const BFloat16* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static V even(Bits b) { return _mm_castsi128_ps(_mm_slli_epi32(b, 16)); }
+  static V odd(Bits b) { return _mm_castsi128_ps(_mm_and_si128(b, _mm_set1_epi32(-65536))); }
+  static V dot(Bits x, Bits y, V sum) { return fma(odd(x), odd(y), fma(even(x), even(y), sum)); }
+  static void interleave(V& x, V& y) {
+    const V low = _mm_unpacklo_ps(x, y);
+    y = _mm_unpackhi_ps(x, y);
+    x = low;
+  }
 };
 
 struct F8 {
@@ -62,6 +73,17 @@ struct F8 {
     const V s =
         _mm256_add_ps(_mm256_blend_ps(folded[0], folded[1], 0xf0), _mm256_permute2f128_ps(folded[0], folded[1], 0x21));
     _mm256_storeu_ps(out, add ? _mm256_add_ps(_mm256_loadu_ps(out), s) : s);
+  }
+
+  using Bits = __m256i;
+  static Bits load_bits(const BFloat16* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static V even(Bits b) { return _mm256_castsi256_ps(_mm256_slli_epi32(b, 16)); }
+  static V odd(Bits b) { return _mm256_castsi256_ps(_mm256_and_si256(b, _mm256_set1_epi32(-65536))); }
+  static V dot(Bits x, Bits y, V sum) { return fma(odd(x), odd(y), fma(even(x), even(y), sum)); }
+  static void interleave(V& x, V& y) {
+    const V low = _mm256_unpacklo_ps(x, y), high = _mm256_unpackhi_ps(x, y);
+    x = _mm256_permute2f128_ps(low, high, 0x20);
+    y = _mm256_permute2f128_ps(low, high, 0x31);
   }
 };
 
@@ -102,9 +124,15 @@ struct Square<float> {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static void store(BFloat16* p, Row x) {
-    alignas(32) float values[8];
-    _mm256_store_ps(values, x);
-    for (int i = 0; i < 8; ++i) p[i] = from_float<BFloat16>(values[i]);
+    // As from_float: to nearest, ties to even, and a NaN stays one.
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i last = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), last);
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(up, quiet, is_nan), 16);
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0xd8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(packed));
   }
   static void transpose(Row* r) {
     const Row a0 = _mm256_unpacklo_ps(r[0], r[1]), a1 = _mm256_unpackhi_ps(r[0], r[1]);
@@ -123,6 +151,33 @@ struct Square<float> {
     r[5] = _mm256_permute2f128_ps(b1, b5, 0x31);
     r[6] = _mm256_permute2f128_ps(b2, b6, 0x31);
     r[7] = _mm256_permute2f128_ps(b3, b7, 0x31);
+  }
+};
+
+template <>
+struct Square<BFloat16> {
+  static constexpr int kSide = 8;
+  using Row = __m128i;
+  static Row zero() { return _mm_setzero_si128(); }
+  static Row load(const BFloat16* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
+  static void store(BFloat16* p, Row x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), x); }
+  static void transpose(Row* r) {
+    const Row a0 = _mm_unpacklo_epi16(r[0], r[1]), a1 = _mm_unpackhi_epi16(r[0], r[1]);
+    const Row a2 = _mm_unpacklo_epi16(r[2], r[3]), a3 = _mm_unpackhi_epi16(r[2], r[3]);
+    const Row a4 = _mm_unpacklo_epi16(r[4], r[5]), a5 = _mm_unpackhi_epi16(r[4], r[5]);
+    const Row a6 = _mm_unpacklo_epi16(r[6], r[7]), a7 = _mm_unpackhi_epi16(r[6], r[7]);
+    const Row b0 = _mm_unpacklo_epi32(a0, a2), b1 = _mm_unpackhi_epi32(a0, a2);
+    const Row b2 = _mm_unpacklo_epi32(a1, a3), b3 = _mm_unpackhi_epi32(a1, a3);
+    const Row b4 = _mm_unpacklo_epi32(a4, a6), b5 = _mm_unpackhi_epi32(a4, a6);
+    const Row b6 = _mm_unpacklo_epi32(a5, a7), b7 = _mm_unpackhi_epi32(a5, a7);
+    r[0] = _mm_unpacklo_epi64(b0, b4);
+    r[1] = _mm_unpackhi_epi64(b0, b4);
+    r[2] = _mm_unpacklo_epi64(b1, b5);
+    r[3] = _mm_unpackhi_epi64(b1, b5);
+    r[4] = _mm_unpacklo_epi64(b2, b6);
+    r[5] = _mm_unpackhi_epi64(b2, b6);
+    r[6] = _mm_unpacklo_epi64(b3, b7);
+    r[7] = _mm_unpackhi_epi64(b3, b7);
   }
 };
 

@@ -44,6 +44,19 @@ struct F16 {
     const V s = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
     _mm512_storeu_ps(out, add ? _mm512_add_ps(_mm512_loadu_ps(out), s) : s);
   }
+
+  using Bits = __m512i;
+  static Bits load_bits(const BFloat16* p) { return _mm512_loadu_si512(p); }
+  static V even(Bits b) { return _mm512_castsi512_ps(_mm512_slli_epi32(b, 16)); }
+  static V odd(Bits b) { return _mm512_castsi512_ps(_mm512_and_si512(b, _mm512_set1_epi32(-65536))); }
+  static V dot(Bits x, Bits y, V sum) { return fma(odd(x), odd(y), fma(even(x), even(y), sum)); }
+  static void interleave(V& x, V& y) {
+    const V low = _mm512_unpacklo_ps(x, y), high = _mm512_unpackhi_ps(x, y);  // quarters 0 to 3 of either
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i last = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    x = _mm512_permutex2var_ps(low, first, high);
+    y = _mm512_permutex2var_ps(low, last, high);
+  }
 };
 
 struct D8 {

@@ -30,6 +30,21 @@ struct Lanes {
     for (int g = 0; g < 4; ++g) out[g] = add ? out[g] + sums.of[g] : sums.of[g];
   }
   static constexpr int kFolds = 1;
+
+  typedef std::uint32_t Bits __attribute__((vector_size(16)));
+  static Bits load_bits(const BFloat16* p) {
+    Bits bits;
+    __builtin_memcpy(&bits, p, sizeof bits);
+    return bits;
+  }
+  static V even(Bits b) { return reinterpret_cast<V>(b << 16); }
+  static V odd(Bits b) { return reinterpret_cast<V>(b & 0xffff0000u); }
+  static V dot(Bits x, Bits y, V sum) { return fma(odd(x), odd(y), fma(even(x), even(y), sum)); }
+  static void interleave(V& x, V& y) {
+    const V even = x, odd = y;
+    x = V{even[0], odd[0], even[1], odd[1]};
+    y = V{even[2], odd[2], even[3], odd[3]};
+  }
 };
 
 template <class T>

@@ -87,21 +87,21 @@ auto make_node() {
 }
 
 // What `compute` gives, without a record of how, and a node that leads from it back to `inputs` where one of them needs
-// a gradient. `save` gives the node what it needs for that; `results` lists the tensors of what was computed, undefined
-// ones in the places of those without derivatives.
+// a gradient. After that `save` gives the node what it needs for that; `results` lists the tensors of what was
+// computed, undefined ones in the places of those without derivatives.
 template <class Rule, class Save, class Compute, class Results, class... Inputs>
 auto recorded(Save save, Compute compute, Results results, const Inputs&... inputs) {
   decltype(make_node<RecordedNode<Rule>>()) node;
   if (torch::autograd::compute_requires_grad(inputs...)) {
     node = make_node<RecordedNode<Rule>>();
     node->set_next_edges(torch::autograd::collect_next_edges(inputs...));
-    save(*node);
   }
   auto output = [&] {
     at::AutoDispatchBelowADInplaceOrView below;
     return compute();
   }();
   if (node) {
+    save(*node);
     const auto differentiable = results(output);
     torch::autograd::set_history(differentiable, node);
   }

@@ -11,9 +11,10 @@
 
 namespace dendnorm::ops {
 
-struct SparseLinearRule {  // operands: input, weight, excitability
+struct SparseLinearRule {  // operands: input, weight, excitability, the rows as the forward pass left them
+                           // (kept_rows.h)
   static constexpr const char* kName = "SparseLinearBackward";
-  static constexpr std::size_t kOperands = 3, kInputs = 4;
+  static constexpr std::size_t kOperands = 4, kInputs = 4;
   using Constants = Norm;
   static constexpr bool kCompiled = true;
   static torch::autograd::variable_list gradients(const torch::autograd::variable_list& grads,

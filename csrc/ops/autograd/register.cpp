@@ -14,6 +14,7 @@
 #include "ops/autograd/tangents.h"
 #include "ops/autograd/written_out.h"
 #include "ops/call.h"
+#include "ops/kept_rows.h"
 #include "ops/schema.h"
 
 namespace dendnorm::ops {
@@ -27,10 +28,15 @@ Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTe
     return sparse_linear_with_tangents(input, weight, bias, excitability, pattern, norm);
   }
   const Tensor shift = or_undefined(bias), e = or_undefined(excitability);
-  return recorded<SparseLinearRule>(
-      [&](auto& node) { node.save({input, weight, e}, pattern, norm); },
-      [&] { return call_sparse_linear(input, weight, bias, excitability, pattern, norm); }, itself, input, weight,
-      shift, e);
+  const bool keeps = norm.b != 0 && torch::autograd::compute_requires_grad(input, weight, shift, e) &&
+                     goes_to_cpu(input, weight, shift, e);
+  Tensor rows;
+  const auto compute = [&] {
+    return keeps ? sparse_linear_on_cpu(input, weight, bias, excitability, pattern, norm, rows)
+                 : call_sparse_linear(input, weight, bias, excitability, pattern, norm);
+  };
+  return recorded<SparseLinearRule>([&](auto& node) { node.save({input, weight, e, rows}, pattern, norm); }, compute,
+                                    itself, input, weight, shift, e);
 }
 
 Tensor4 sparse_linear_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight,

@@ -2,10 +2,11 @@
 
 from .densify import densify
 from .export import decompositions
+from .freeze import freeze
 from .groups import param_groups
 from .report import Replaced
 from .sparsify import densities, sparsify
 from .summary import ModuleSummary, Summary, summary
 
-__all__ = ["ModuleSummary", "Replaced", "Summary", "decompositions", "densify", "densities", "param_groups", "sparsify",
-           "summary"]  # fmt: skip
+__all__ = ["ModuleSummary", "Replaced", "Summary", "decompositions", "densify", "densities", "freeze", "param_groups",
+           "sparsify", "summary"]  # fmt: skip

@@ -35,6 +35,7 @@ _OURS: dict[OpOverload, Callable[..., Any]] = {
     _ops.sparse_linear: plain.sparse_linear,
     _ops.sparse_conv2d: plain.sparse_conv2d,
     _ops.effective_weight: plain.effective_weight,
+    _ops.frozen_linear: plain.frozen_linear,
 }
 
 

@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-__all__ = ["effective_weight", "refuse_trace", "sparse_conv2d", "sparse_linear"]
+__all__ = ["effective_weight", "frozen_linear", "refuse_trace", "sparse_conv2d", "sparse_linear", "widened"]
 
 
 def refuse_trace() -> None:
@@ -130,3 +130,29 @@ def sparse_conv2d(
     top, bottom, left, right = padding
     images = torch.constant_pad_nd(input.to(weight.dtype), [left, right, top, bottom])
     return torch.conv2d(images, filters, bias, stride, 0, dilation, groups).to(input.dtype)
+
+
+def widened(col_indices: torch.Tensor) -> torch.Tensor:
+    """The indices of a frozen layer as int32: int16 has the bits of unsigned numbers."""
+    return col_indices.int() & 0xFFFF if col_indices.dtype == torch.int16 else col_indices.int()
+
+
+def frozen_linear(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    crow_indices: torch.Tensor,
+    col_indices: torch.Tensor,
+    in_features: int,
+) -> torch.Tensor:
+    """The same of a layer that only computes."""
+    rows = crow_indices.shape[0] - 1
+    # How many rows have begun at each entry, less one: a search, whose size does not depend on values.
+    entries = torch.arange(weight.shape[0], device=weight.device)
+    row = torch.searchsorted(crow_indices.long(), entries, right=True) - 1
+    dense = torch.zeros(rows * in_features, dtype=weight.dtype, device=weight.device)
+    dense = dense.index_copy(0, row * in_features + widened(col_indices).long(), weight).view(rows, in_features)
+    output = torch.matmul(input.to(weight.dtype), dense.t())
+    if bias is not None:
+        output = output + bias
+    return output.to(input.dtype)

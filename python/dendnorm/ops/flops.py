@@ -37,6 +37,11 @@ def _sparse_linear_backward(grad_output: Sequence[int], input: Sequence[int], we
     return (bool(to_input) + bool(to_weight or to_excitability)) * product(grad_output, weight)
 
 
+@register_flop_formula(_ops.frozen_linear)
+def _frozen_linear(input: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
+    return product(input, weight)
+
+
 @register_flop_formula(_ops.sampled_product)
 def _sampled_product(rows: Sequence[int], columns: Sequence[int], ccol: Any, row: Sequence[int], *_: Any,
                      **__: Any) -> int:  # fmt: skip

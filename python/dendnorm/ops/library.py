@@ -23,6 +23,7 @@ __all__ = [
     "empty_positions",
     "excise",
     "excitability_start",
+    "frozen_linear",
     "has_kernel",
     "home_of",
     "largest_connections",
@@ -57,6 +58,7 @@ sparse_conv2d_backward = torch.ops.dendnorm.sparse_conv2d_backward.default
 effective_weight = torch.ops.dendnorm.effective_weight.default
 effective_weight_backward = torch.ops.dendnorm.effective_weight_backward.default
 sampled_product = torch.ops.dendnorm.sampled_product.default
+frozen_linear = torch.ops.dendnorm.frozen_linear.default
 check_pattern = torch.ops.dendnorm.check_pattern.default
 transpose_pattern = torch.ops.dendnorm.transpose_pattern.default
 pattern_mark = torch.ops.dendnorm.pattern_mark.default

@@ -17,6 +17,7 @@ import torch
 from .library import (
     effective_weight,
     effective_weight_backward,
+    frozen_linear,
     sampled_product,
     sparse_conv2d,
     sparse_conv2d_backward,
@@ -151,6 +152,13 @@ def _sparse_linear(info: Any, in_dims: Dims, *args: Any) -> tuple[torch.Tensor, 
         *args[9:],
     )
     return blocks.split(output, blocks.outputs)
+
+
+@torch.library.register_vmap("dendnorm::frozen_linear")
+def _frozen_linear(info: Any, in_dims: Dims, *args: Any) -> tuple[torch.Tensor, int]:
+    if _only(in_dims, (0,)):
+        return frozen_linear(_leading(args[0], in_dims[0], info.batch_size), *args[1:]), 0
+    return _one_by_one(frozen_linear, info.batch_size, in_dims, args)
 
 
 @torch.library.register_vmap("dendnorm::sparse_linear_backward")

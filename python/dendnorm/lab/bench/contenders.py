@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ...nn.linear import SparseLinear
 
-__all__ = ["CONTENDERS", "OURS", "Unavailable"]
+__all__ = ["CONTENDERS", "OURS", "Unavailable", "tolerance"]
 
 DENSE_LIMIT = 2**28  # entries of a weight matrix above which the dense contenders are left out
 
 
 class Unavailable(Exception):
     """Why a contender does not run this shape."""
+
+
+class AutocastLinear(nn.Module):
+    """A dense layer whose product is one of bfloat16, as under ``torch.autocast``; input and output are float32."""
+
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__()
+        self.linear = dense
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.linear(x).float()
 
 
 class MaskedLinear(nn.Module):
@@ -88,6 +101,13 @@ def _dense(layer: SparseLinear) -> nn.Module:
     return layer.to_dense()
 
 
+def _dense_bfloat16(layer: SparseLinear) -> nn.Module:
+    if layer.weight.dtype != torch.float32:
+        raise Unavailable("float32 only")
+    _check_dense(layer)
+    return AutocastLinear(layer.to_dense())
+
+
 def _masked(layer: SparseLinear) -> nn.Module:
     _check_dense(layer)
     row, col = layer.edges()
@@ -117,24 +137,51 @@ def _sparseprop(layer: SparseLinear) -> nn.Module:
     return module
 
 
+def _sparselab(layer: SparseLinear) -> nn.Module:
+    if layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
+        raise Unavailable("float32 on the CPU only")
+    try:
+        from sparselab import PaddedCSR
+        from sparselab import SparseLinear as SparseLab
+    except ImportError:
+        raise Unavailable("not installed (pip install --no-deps sparselab)") from None
+    # From a stand-in of one entry: its own constructor would need the whole dense matrix.
+    module = SparseLab(1, 1, sparsity=0.0)
+    module.in_features, module.out_features = layer.in_features, layer.out_features
+    module._csr = PaddedCSR.from_torch_sparse_csr(layer.to_sparse_csr())
+    module._values = nn.Parameter(torch.from_numpy(np.asarray(module._csr.values)))
+    module.bias = nn.Parameter(layer.bias.detach().clone())
+    return module
+
+
 def _ours(layer: SparseLinear) -> nn.Module:
     return layer
 
 
-def _ours_l0(layer: SparseLinear) -> nn.Module:
-    weight = layer.to_sparse_csr()
-    return SparseLinear.from_csr(
-        weight.crow_indices(), weight.col_indices(), weight.values(), shape=weight.shape, bias=layer.bias, norm="l0"
-    )
+def _with_norm(norm: str) -> Callable[[SparseLinear], nn.Module]:
+    def make(layer: SparseLinear) -> nn.Module:
+        weight = layer.to_sparse_csr()
+        indices = weight.crow_indices(), weight.col_indices()
+        return SparseLinear.from_csr(*indices, weight.values(), shape=weight.shape, bias=layer.bias, norm=norm)
+
+    return make
 
 
 # Each makes a module with the edges and values of a layer.
 CONTENDERS: dict[str, Callable[[SparseLinear], nn.Module]] = {
     "dense": _dense,
+    "dense, bfloat16": _dense_bfloat16,
     "masked": _masked,
     "torch.sparse": CsrLinear,
     "SparseProp": _sparseprop,
+    "SparseLab": _sparselab,
     "dendnorm": _ours,
-    "dendnorm, l0": _ours_l0,
+    "dendnorm, l0": _with_norm("l0"),
+    "dendnorm, weight_norm": _with_norm("weight_norm"),
 }
 OURS = "dendnorm"
+
+
+def tolerance(name: str) -> float:
+    """How far a contender's outputs may be from ours, of the largest: more where it rounds to bfloat16."""
+    return 3e-2 if "bfloat16" in name else 1e-3

@@ -29,6 +29,7 @@ def table(results: dict[str, Any]) -> str:
             if "unavailable" in value
         }
         lines += ["", *sorted(reasons)]
+        lines += _alone(entries, names)
         if OURS in names:
             lines += _reached(entries)
     for title, sweep in results.get("sweeps", {}).items():
@@ -38,6 +39,16 @@ def table(results: dict[str, Any]) -> str:
             found = results["crossover"]
             lines += ["", "Dense wins at no measured density." if found is None else f"Dense wins from {found:.0%} on."]
     return "\n".join(lines) + "\n"
+
+
+def _alone(entries: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """What a layer takes with its data in the caches, which other contenders' turns push out."""
+    rows = []
+    for entry in entries:
+        times = [value.get("alone_ms") for value in entry["contenders"].values()]
+        rows.append([_title(entry), *("-" if time is None else f"{time:.3g}" for time in times)])
+    lines = ["", "Milliseconds alone: each contender runs its turns one after the other, nobody in between.", ""]
+    return lines + markdown_table(["layer", *names], rows)
 
 
 def _reached(entries: list[dict[str, Any]]) -> list[str]:

@@ -17,8 +17,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="time a training step against dense and sparse peers on this machine",
-        description="Times forward and backward of dense, masked, torch.sparse, SparseProp and dendnorm layers in"
-        " turns, and writes bench.json, bench.md and bench.png. Ctrl-C keeps what is done.",
+        description="Times forward and backward of dense, masked, torch.sparse, SparseProp, SparseLab and dendnorm"
+        " layers in turns and alone, and writes bench.json, bench.md and bench.png. Ctrl-C keeps what is done.",
     )
     parser.add_argument(
         "--shape",
