@@ -41,8 +41,8 @@ def save(
     """Write a checkpoint, such that ``path`` holds the old file or the whole new one, whenever the process is killed.
 
     Written to a temporary file ``.NAME.*.tmp`` in the same folder, synced, renamed, and the folder synced. A process
-    that is killed may leave that temporary file behind; it may be deleted. In a distributed run one rank saves, and it
-    saves the module inside the wrapper (``ddp.module``).
+    that is killed may leave that temporary file behind; the next save to this path deletes it. A file that is there
+    keeps its mode. In a distributed run one rank saves, and it saves the module inside the wrapper (``ddp.module``).
 
     Args:
         path: the file; its folder must exist. It may come after the model, as ``torch.save`` has it.
@@ -55,7 +55,8 @@ def save(
 
     Raises:
         TypeError, ValueError: something that such a file cannot hold; names it. Nothing has been written then.
-        OSError: the file cannot be written; what was at ``path`` is untouched.
+        OSError: the file cannot be written; what was at ``path`` is untouched (unless it is syncing the folder that
+            fails: the new file is then there, whole).
         ImportError: without the package safetensors.
     """
     path, model = _in_order(path, model, "save")
