@@ -85,7 +85,7 @@ def work(one: Line, seconds: float, units: int) -> None:
 
 def isolated(one: Line, *arguments: str) -> subprocess.CompletedProcess:
     """This module in a process of the line's own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | one.environment | getattr(one.module, "ENVIRONMENT", dict)()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | one.environment | getattr(one.module, "environment", dict)()
     paths = [str(ROOT / "tests"), str(ROOT / "python"), str(ROOT / "tests" / "python")]
     environment["PYTHONPATH"] = os.pathsep.join([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", __package__, *arguments]

@@ -83,10 +83,160 @@ LINES = (
         wanted={"kills": 1000},
         units=450,
         seconds=900,
-        small=12,
+        small=8,
         isolated=True,
     ),
-)  # fmt: skip
+    Line(
+        "mutated",
+        "checkpoints cut at every byte and edited at random; edited behind a right digest, and loaded; files of 2 KB"
+        " that name a tensor 60 times, that claim 4 TB, that nest or repeat lists",
+        "equal or refused; nothing half-loaded; 10^6 random edits; a file of 2 KB gives no more tensors than its size",
+        "{edits} edits, {cuts} cuts of a file of {size} bytes, {equal} of them equal and the others refused; {forged}"
+        " forged, {forged and refused} of them refused and the others whole; tensors of at most {tensors} times the"
+        " file's size, objects of Python of {objects} times 2 KB; {findings} wrong",
+        harness="mutated",
+        wanted={"edits": 1_000_000, "forged": 10_000, "cuts": 5_000, "bombs": 7},
+        limits={"tensors": 1.0},
+        units=2500,
+        seconds=2400,
+        small=3,
+    ),
+    Line(
+        "rewirings",
+        "rewirings of random linear layers and convolutions: every rule of excision and growth, twelve of PyTorch's"
+        " optimizers; invariants, exactly the k weakest, growth where the score is largest or uniform (chi-square), and"
+        " the optimizer's state by a dictionary keyed (row, column)",
+        "10,000 rewirings; 0 violations",
+        "{rewirings} rewirings, {entries of state} entries of state followed, {grown at random} places drawn, whose"
+        " chi-square lies {deviate} standard deviations from its mean; {findings} violations",
+        harness="rewirings",
+        wanted={"rewirings": 10_000, "grown at random": 10_000},
+        limits={"deviate": 4.5},
+        units=510,
+        seconds=1800,
+        small=6,
+    ),
+    *(
+        Line(
+            name,
+            "`sparse_linear` and `sparse_conv2d`, forward and backward, against the float64 oracle: every norm, dtype"
+            f" and layout; the kernel set {kernels}",
+            "20,000 cases over the kernel sets; errors at most their bound, k eps sum |terms|",
+            "{cases} cases ({convolutions} of convolutions), {results} results with {entries} entries compared; the"
+            " largest error is {ulp} ulp of the sum of its terms, and {share} of its bound; {findings} above it",
+            harness="oracle_cases",
+            wanted={"cases": 6_700, "convolutions": 400},
+            limits={"share": 1.0},
+            units=125,
+            seconds=900,
+            small=2,
+            isolated=bool(capability),
+            environment=capability,
+        )
+        for name, kernels, capability in (
+            ("oracle", "that the processor has (AVX-512, where it has that)", {}),
+            ("oracle-avx2", "for AVX2", {"DENDNORM_CPU_CAPABILITY": "avx2"}),
+            ("oracle-default", "for any processor", {"DENDNORM_CPU_CAPABILITY": "default"}),
+        )
+    ),
+    Line(
+        "bits",
+        "two steps of training and a rewiring, linear and convolutional, hashed: on 1 to 16 threads, repeated, and in"
+        " other processes. (Resumed runs, ranks, and Python against C++: `test_checkpoint.py`, `test_sharded.py`,"
+        " `test_cpp.py`)",
+        "0 differ; 100 models",
+        "{models} models; {over threads} runs on another number of threads, {repeats} repeats and {over processes} in"
+        " another process; {findings} differ",
+        harness="bits",
+        wanted={"models": 100, "over processes": 100},
+        units=100,
+        seconds=1500,
+        small=2,
+        isolated=True,
+        environment={"OMP_WAIT_POLICY": "passive"},
+    ),
+    Line(
+        "malformed",
+        "every mistake of the table of ops (patterns, shapes, dtypes, devices, values, sizes), for every op that can be"
+        " called so, eager and compiled, on the CPU",
+        "30 kinds; all refused by name, nothing changed, the next call right",
+        "{kinds} kinds, {eager} calls eager and {compiled} compiled, {right calls after} right calls after them;"
+        " {findings} wrong",
+        harness="malformed",
+        wanted={"kinds": 30, "eager": 300, "compiled": 100, "right calls after": 300},
+        units=120,
+        seconds=1200,
+        small=2,
+    ),
+    Line(
+        "allocation",
+        "rewiring and loading while the k-th tensor, or the k-th `new` of the compiled library, gets no memory, for"
+        " every k, with each rule and three optimizers, in Python",
+        "model, optimizer and rewirer unchanged bit for bit",
+        "{tensors failing} tensors and {objects failing} objects failing; {findings} times something had changed",
+        harness="allocation",
+        wanted={"tensors failing": 1000, "objects failing": 100},
+        units=24,
+        seconds=900,
+        small=1,
+        isolated=True,
+    ),
+    Line(
+        "fuzzing",
+        "mutated bytes for the checkpoint's container (also behind a right digest), IDX, CIFAR and image files,"
+        " patterns, CSR matrices, names of norms and command lines; without guidance by coverage. Not the C++ reader of"
+        " state dicts",
+        "10^7 executions or two hours; crashes, hangs, undocumented errors: 0",
+        "{executions} executions, the longest {seconds} s; {findings} findings",
+        harness="fuzzing",
+        wanted={"executions": 10_000_000},
+        units=20_000,
+        seconds=1800,
+        small=2,
+    ),
+    Line(
+        "modes",
+        "flush-to-zero and the four rounding modes, with NaN, infinities, signed zeros and subnormals, through every op"
+        " on 1, 2, 3, 7 and 16 threads",
+        "the same bits on every number of threads, the caller's mode kept, NaN only in its own sample, values that"
+        " move moved bit for bit",
+        "{ops} of {of ops} ops, {calls} calls, {samples apart} samples beside one with NaN, {values moved} values"
+        " moved, {orders} orders; {findings} wrong",
+        harness="modes",
+        wanted={"calls": 4_000, "samples apart": 1_000},
+        units=450,
+        seconds=1500,
+        small=3,
+        isolated=True,
+        environment={"OMP_WAIT_POLICY": "passive"},
+    ),
+    Line(
+        "long run",
+        "200,000 steps with rewiring every 100, AdamW, 2 ranks, checkpoints, random kills of either rank",
+        "state equal to an undisturbed run; memory flat",
+    ),
+    Line(
+        "derivatives",
+        "gradcheck, gradgradcheck and opcheck of every op",
+        "all pass; tolerance of non-determinism 0. (`make test` runs them: `test_ops.py`; they are not counted here)",
+    ),
+    Line(
+        "mutation testing",
+        "faults planted in `csrc/core`, `csrc/cpu`, `csrc/ops` and the Python library",
+        "300 planted; 97 % caught",
+    ),
+    Line("coverage", "lines of core, cpu, ops and of the Python library", "100, 98, 95 and 95 %"),
+    Line(
+        "sanitizers",
+        "ASan, UBSan, LSan and TSan over the C++ tests and the core of the Python suite, valgrind",
+        "0 reports. (`make test` runs the C++ tests under them; they are not counted here)",
+    ),
+    Line(
+        "largest sizes",
+        "batch x features and connections past 2^31 by address, 10^8 connections for real",
+        "right; refused above",
+    ),
+)
 
 
 def line(name: str) -> Line:

@@ -27,7 +27,9 @@ from dendnorm.checkpoint import container
 from .tally import Tally
 
 EDITS, SIGNED = 400, 6  # in each unit
-MEMORY = 12  # times a file of 2 KB: Python's lists are larger than their text
+OBJECTS = (
+    100  # times a file of 2 KB: Python's lists, and the calls that read lists in lists, are larger than their text
+)
 
 
 def parts(seed: int = 0) -> tuple:
@@ -243,10 +245,12 @@ def modest(tally: Tally) -> None:
             content = container.parse(data)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        share = (peak + held(content)) / max(len(data), 2048)
+        tensors, objects = held(content) / len(data), peak / max(len(data), 2048)
         tally.count("bombs")
-        tally.most("memory", share)
-        tally.expect(share <= MEMORY, f"{what}: a file of {len(data)} bytes took {share:.0f} times as much")
+        tally.most("tensors", tensors)
+        tally.most("objects", objects)
+        tally.expect(tensors <= 1, f"{what}: a file of {len(data)} bytes gave tensors of {tensors:.1f} times its size")
+        tally.expect(objects <= OBJECTS, f"{what}: a file of {len(data)} bytes took {objects:.0f} times as much")
 
 
 def unit(number: int, tally: Tally) -> None:

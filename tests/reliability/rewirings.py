@@ -212,13 +212,13 @@ def rewired(rng: np.random.Generator, label: str, tally: Tally) -> None:
         if rng.random() < 0.3:
             with torch.no_grad():  # ties
                 layer.weight[torch.from_numpy(rng.random(layer.nnz) < 0.3)] = float(rng.choice([0.0, 0.25]))
-        before, same = edges_of(layer.edges()), identity(layer)
+        before, same = edges_of(layer.pattern.edges()), identity(layer)
         weight, gradient = layer.effective_weight().detach(), layer.weight.grad
         alike = cosine(layer, seen[0], seen[1]) if "cosine" in (drop, grow) else None
         scores = scores_of(layer, drop, weight, gradient, alike, before).tolist()
         state, rest = state_of(layer, optimizer, before), rest_of(layer, optimizer)
         (report,) = list(rewirer.step())
-        after, removed, grown = edges_of(layer.edges()), edges_of(report.removed), edges_of(report.grown)
+        after, removed, grown = edges_of(layer.pattern.edges()), edges_of(report.removed), edges_of(report.grown)
         k = round(zeta * len(before))
         tally.count("rewirings")
         tally.count("connections moved", len(before))

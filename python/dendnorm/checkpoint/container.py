@@ -184,14 +184,16 @@ def encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
     )
 
 
-def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
         return [_decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content].clone()  # the reader's memory is not ours to write
+        # Each once, as it was written, or a small file could name one so often that memory ends. A clone: the reader's
+        # memory is not ours to write.
+        return tensors.pop(content).clone()
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
     if kind == "dict":
