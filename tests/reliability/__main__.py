@@ -56,7 +56,7 @@ def sources(one: Line) -> str:
     return digest.hexdigest()
 
 
-def work(one: Line, seconds: float, units: int) -> None:
+def work(one: Line, seconds: float) -> None:
     """Go on with a line's long form for so long, or until it is through."""
     KEPT.mkdir(parents=True, exist_ok=True)
     path = KEPT / f"{one.name}.json"
@@ -74,7 +74,7 @@ def work(one: Line, seconds: float, units: int) -> None:
         temporary.write_text(json.dumps(now), "utf-8")
         os.replace(temporary, path)
 
-    while number < units and time.monotonic() - started < seconds - spent:
+    while number < one.units and time.monotonic() - started < seconds:
         one.module.unit(number, tally)
         number += 1
         if time.monotonic() - latest > KEEP_EVERY:
@@ -135,11 +135,11 @@ def gather() -> None:
     page.write(LINES, found)
 
 
-def run(names: list[str], share: float) -> int:
+def run(names: list[str], seconds: float) -> int:
     chosen = [one for one in LINES if one.harness is not None and (not names or one.name in names)]
 
     def long_form(one: Line) -> None:
-        done = isolated(one, "work", one.name, "--share", str(share))
+        done = isolated(one, "work", one.name, "--seconds", str(min(seconds, one.seconds)))
         plant = isolated(one, "planted", one.name)
         path = KEPT / f"{one.name}.json"
         if done.returncode == 0 and path.exists():
@@ -160,16 +160,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
     parser.add_argument("what", choices=["run", "page", "work", "small", "planted"])
     parser.add_argument("names", nargs="*", help="of lines; all, if none is given")
-    parser.add_argument("--share", type=float, default=1.0, help="of the units and the time of the long forms")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for each line, at most")
     given = parser.parse_args()
     if given.what == "run":
-        return run(given.names, given.share)
+        return run(given.names, given.seconds)
     if given.what == "page":
         gather()
         return 0
     one = line(given.names[0])
     if given.what == "work":
-        work(one, one.seconds * given.share, round(one.units * given.share))
+        work(one, min(given.seconds, one.seconds))
     elif given.what == "small":
         print(json.dumps(one.summary(tried(one, one.small)).as_json()))
     else:
