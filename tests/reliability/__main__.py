@@ -171,7 +171,8 @@ def main() -> int:
     if given.what == "work":
         work(one, min(given.seconds, one.seconds))
     elif given.what == "small":
-        print(json.dumps(one.summary(tried(one, one.small)).as_json()))
+        tally = one.summary(tried(one, one.small))
+        print(json.dumps({"tally": tally.as_json(), "caught": caught(one)}))
     else:
         print(caught(one))
     return 0

@@ -14,6 +14,7 @@ import random
 import struct
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -130,6 +131,14 @@ def _png() -> bytes:
     return buffer.getvalue()
 
 
+def _huge_png() -> bytes:
+    """Of 60,000 x 60,000 pixels, in a hundred bytes."""
+    data = bytearray(_png())
+    data[16:24] = struct.pack(">2I", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
+
+
 def _jpeg() -> bytes:
     from PIL import Image
 
@@ -147,7 +156,7 @@ def seeds() -> dict[str, list[bytes]]:
         "signed_checkpoint": [mutated.saved()[0], *mutated.bombs().values()],
         "images_of_idx": [whole, gzip.compress(whole, mtime=0)],
         "batch_of_cifar": [bytes(2 * cifar.RECORD_BYTES)],
-        "image": [_png(), _jpeg(), b"GIF89a" + bytes(20), b"BM" + bytes(60), b"P6 2 2 255 " + bytes(12)],
+        "image": [_png(), _jpeg(), _huge_png(), b"GIF89a" + bytes(20), b"BM" + bytes(60), b"P6 2 2 255 " + bytes(12)],
         "pattern": [bytes([3, 4, 0, 0]) + sound, bytes(4), bytes([7, 11, 0, 0]) + bytes(40)],
         "csr": [np.array([0, 2, 2, 3, 0, 4, 1], np.int64).tobytes()],
         "name_of_a_norm": [b"lp:2", b"lp-variable:3.7", b"joint", b"l0-variable", b"lp:1e400", b"lp:\xff"],

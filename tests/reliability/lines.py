@@ -223,8 +223,8 @@ LINES = (
     Line(
         "mutants",
         "faults planted in the rules of the Python library (checkpoints, rewiring, norms, patterns, windows,"
-        " arguments): another sign, bound, number or operator, a check left out, arguments exchanged; against the tests of the"
-        " module's subject. Not in C++",
+        " arguments): another sign, bound, number or operator, a check left out, arguments exchanged; against the tests"
+        " of the module's subject. Not in C++",
         "300 planted; 97 % caught",
         "{planted} planted, a sample of {of}; {caught} caught, {survived} survived ({missed} %)",
         harness="mutants",
