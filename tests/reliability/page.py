@@ -38,5 +38,17 @@ def entry(one: Line, found: dict[str, Any] | None) -> str:
     return "\n".join([*lines, ""])
 
 
+def overview(lines: Sequence[Line], found: dict[str, Any]) -> str:
+    rows = ["| line | target | |", "|---|---|---|"]
+    for one in lines:
+        known = found.get(one.name)
+        verdict = "not measured" if known is None else "reached" if known["reached"] else "**not reached**"
+        rows.append(
+            f"| [{one.name}](#{one.name.replace(' ', '-')}) | {one.target.replace('|', chr(92) + '|')} | {verdict} |"
+        )
+    return "\n".join([*rows, ""])
+
+
 def write(lines: Sequence[Line], found: dict[str, Any]) -> None:
-    PAGE.write_text("\n".join([HEAD, *(entry(one, found.get(one.name)) for one in lines)]), "utf-8")
+    parts = [HEAD, overview(lines, found), *(entry(one, found.get(one.name)) for one in lines)]
+    PAGE.write_text("\n".join(parts), "utf-8")
