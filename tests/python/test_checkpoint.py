@@ -503,6 +503,25 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatc
     assert dendnorm.load(tmp_path / "a.safetensors", model) == 1
 
 
+def test_a_save_keeps_the_mode_and_deletes_what_killed_savers_left(tmp_path):
+    import fcntl
+
+    path, model = tmp_path / "a.safetensors", network()
+    dendnorm.save(path, model, extra=1)
+    path.chmod(0o600)
+    left, held = (tmp_path / f".a.safetensors.{digit * 16}.tmp" for digit in "0a")
+    others = [tmp_path / name for name in (".b.safetensors.0123456789abcdef.tmp", ".a.safetensors.mine.tmp")]
+    for each in (left, held, *others):
+        each.write_bytes(b"half")
+    with open(held) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # its saver lives
+        dendnorm.save(path, model, extra=2)
+        assert path.stat().st_mode & 0o777 == 0o600 and dendnorm.load(path, model) == 2
+        assert {*tmp_path.iterdir()} == {path, held, *others}
+    dendnorm.save(path, model, extra=3)
+    assert {*tmp_path.iterdir()} == {path, *others}
+
+
 KILLS = """
 import os, random, signal, sys, time
 import torch
