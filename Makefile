@@ -21,7 +21,7 @@ NVCC := $(firstword $(CUDACXX) $(shell command -v nvcc 2>/dev/null) $(wildcard /
 WHEEL_TORCHES ?= 2.11 2.12 2.13 2.14
 WHEEL_ENVS := $(WHEEL_TORCHES:%=build/wheel/env-%)
 
-.PHONY: demo test test-fast bench docs gpu-check lint wheel wheel-check clean
+.PHONY: demo test test-fast reliability bench docs gpu-check lint wheel wheel-check clean
 .DELETE_ON_ERROR:
 
 # What pip cannot bring: the interpreter's venv module, a compiler, GoogleTest.
@@ -82,6 +82,11 @@ test: $(VENV)/.test $(VENV)/.built
 test-fast: $(VENV)/.test $(VENV)/.built
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m 'not slow' \
 	  $$($(PY) -c 'import xdist' 2>/dev/null && echo -n 2 --dist worksteal) tests/python $(ARGS)
+
+# The long forms behind docs/reliability.md, under three hours on two cores; goes on where it was stopped. ARGS="saving bits"
+# measures some of the lines.
+reliability: $(VENV)/.test $(VENV)/.built
+	PYTHONPATH=python:tests:tests/python $(PY) -m reliability run $(ARGS)
 
 # Everything that needs a GPU, with what the current Python has: no environment, no network.
 gpu-check:

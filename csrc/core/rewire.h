@@ -185,6 +185,34 @@ inline std::int64_t replace_connections(const std::int32_t* ccol_indices, const 
   return -1;
 }
 
+// Whether the connections that stay keep their order, as a rewiring leaves them.
+inline bool keeps_order(const std::int32_t* source, std::int64_t n) {
+  std::int32_t last = -1;
+  for (std::int64_t k = 0; k < n; ++k) {
+    if (source[k] < 0) continue;
+    if (source[k] <= last) return false;
+    last = source[k];
+  }
+  return true;
+}
+
+// carry() in place and without memory, where the order is kept: what moves down goes first, from the lowest place, then
+// what moves up, from the highest. Neither writes over what the other is yet to read, for then two would change places.
+template <class T>
+void carry_in_order(T* values, const std::int32_t* source, std::int64_t n, const T* fill, std::int64_t stride) {
+  for (std::int64_t k = 0; k < n; ++k) {
+    if (source[k] > k) values[k] = values[source[k]];
+  }
+  for (std::int64_t k = n; k-- > 0;) {
+    if (source[k] >= 0 && source[k] < k) values[k] = values[source[k]];
+  }
+  for (std::int64_t k = 0; k < n; ++k) {
+    if (source[k] >= 0) continue;
+    values[k] = *fill;
+    fill += stride;
+  }
+}
+
 // result[k] is the old value that stayed, or the next of `fill` (always its first where `stride` is 0).
 template <class T>
 void carry(const T* values, const std::int32_t* source, std::int64_t n, const T* fill, std::int64_t stride, T* result) {

@@ -187,10 +187,14 @@ Tensor counter_normal_anywhere(std::int64_t n, std::int64_t seed, std::int64_t s
   return op.redispatch(c10::DispatchKeySet(key), n, seed, step, layer, dtype, device);
 }
 
+// In place where `values` and `result` are the same.
 template <class T>
 void carry_words(const Tensor& values, const Tensor& source, const Tensor& fill, Tensor& result) {
-  carry(static_cast<const T*>(values.const_data_ptr()), source.const_data_ptr<std::int32_t>(), values.numel(),
-        static_cast<const T*>(fill.const_data_ptr()), fill.dim(), static_cast<T*>(result.mutable_data_ptr()));
+  const auto* from = source.const_data_ptr<std::int32_t>();
+  const auto* fills = static_cast<const T*>(fill.const_data_ptr());
+  auto* to = static_cast<T*>(result.mutable_data_ptr());
+  if (values.is_same(result)) return carry_in_order(to, from, values.numel(), fills, fill.dim());
+  carry(static_cast<const T*>(values.const_data_ptr()), from, values.numel(), fills, fill.dim(), to);
 }
 
 struct Pair64 {
@@ -202,7 +206,10 @@ void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill, bool so
   const Tensor sources = source.contiguous(), fills = fill.contiguous(), old = values.contiguous();
   if (!sound) check_source(sources, fill);
   if (!is_clear(status)) return;
-  Tensor result = at::empty_like(old);
+  // A rewiring writes when everything is known, and must not run out of memory half-way.
+  const bool in_place = values.is_contiguous() && !values.is_inference() && !values.is_neg() && !values.is_conj() &&
+                        keeps_order(sources.const_data_ptr<std::int32_t>(), sources.numel());
+  Tensor result = in_place ? values : at::empty_like(old);
   // Values are moved, never read: their size is all that matters.
   switch (old.element_size()) {
     case 1: carry_words<std::uint8_t>(old, sources, fills, result); break;
@@ -211,7 +218,11 @@ void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill, bool so
     case 8: carry_words<std::uint64_t>(old, sources, fills, result); break;
     default: carry_words<Pair64>(old, sources, fills, result);
   }
-  overwrite(values, result);
+  if (in_place) {
+    values.unsafeGetTensorImpl()->bump_version();  // as a copy does
+  } else {
+    overwrite(values, result);
+  }
 }
 
 void assign_cpu(Tensor& values, const Tensor& new_values, const OptionalTensor& status) {

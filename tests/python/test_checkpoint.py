@@ -449,6 +449,11 @@ CHANGES = {
     "shape": put("model/6.bias", torch.zeros(4)),
     "dtype": put("model/6.bias", torch.zeros(3, dtype=torch.float16)),
     "tensor gone": lambda t, d: t.pop("model/6.bias"),
+    "pattern mark": edit("model/0.pattern_mark", 0, 1),
+    "no versions of a module": lambda t, d: d["versions"].update({"1": None}),
+    "versions that are text": lambda t, d: d["versions"].update({"1": {"version": "2"}}),
+    "a tensor named twice": lambda t, d: d.update(extra=[{"tensor": "model/6.bias"}]),
+    "parameters that are no numbers": lambda t, d: d["optimizer"]["dict"][1][1][0]["dict"][-1].__setitem__(1, [{}]),
     "format": lambda t, d: d.update(format=99),
     "no model": lambda t, d: d.pop("model"),
     "model is a list": lambda t, d: d.update(model=[1]),
@@ -496,6 +501,25 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypatc
     monkeypatch.undo()
     assert os.listdir(tmp_path) == ["a.safetensors"]
     assert dendnorm.load(tmp_path / "a.safetensors", model) == 1
+
+
+def test_a_save_keeps_the_mode_and_deletes_what_killed_savers_left(tmp_path):
+    import fcntl
+
+    path, model = tmp_path / "a.safetensors", network()
+    dendnorm.save(path, model, extra=1)
+    path.chmod(0o600)
+    left, held = (tmp_path / f".a.safetensors.{digit * 16}.tmp" for digit in "0a")
+    others = [tmp_path / name for name in (".b.safetensors.0123456789abcdef.tmp", ".a.safetensors.mine.tmp")]
+    for each in (left, held, *others):
+        each.write_bytes(b"half")
+    with open(held) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # its saver lives
+        dendnorm.save(path, model, extra=2)
+        assert path.stat().st_mode & 0o777 == 0o600 and dendnorm.load(path, model) == 2
+        assert {*tmp_path.iterdir()} == {path, held, *others}
+    dendnorm.save(path, model, extra=3)
+    assert {*tmp_path.iterdir()} == {path, *others}
 
 
 KILLS = """

@@ -2,6 +2,7 @@
 
 import gzip
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -196,6 +197,12 @@ def test_damaged_image_folder_is_refused(tmp_path):
         data.load("cifar10", tmp_path)
     (tmp_path / "train" / "cat" / "2.png").write_bytes(b"no image")
     with pytest.raises(data.DataFileError, match=r"train.cat.2.png: expected an image"):
+        data.load("cifar10", tmp_path)
+    huge = bytearray((tmp_path / "train" / "cat" / "0.png").read_bytes())  # by its head
+    huge[16:24] = struct.pack(">2I", 60_000, 60_000)
+    huge[29:33] = struct.pack(">I", zlib.crc32(huge[12:29]))
+    (tmp_path / "train" / "cat" / "2.png").write_bytes(huge)
+    with pytest.raises(data.DataFileError, match=r"train.cat.2.png: expected an image.*decompression bomb"):
         data.load("cifar10", tmp_path)
     (tmp_path / "train" / "horse").mkdir()
     with pytest.raises(data.DataFileError, match="expected the class folders of train"):

@@ -135,6 +135,26 @@ def test_writers_heed_the_status():
         assert (other == (assigned or 0)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128])
+def test_values_are_carried_in_any_order_and_in_place_where_the_order_is_kept(dtype):
+    rng = np.random.default_rng(0)
+    for case in range(300):
+        size = int(rng.integers(0, 40))
+        stay, count = np.arange(size), int(rng.integers(0, size + 1))
+        source = np.full(size, -1)
+        chosen = rng.choice(size, count, replace=False)
+        source[np.sort(rng.choice(size, count, replace=False))] = np.sort(stay[chosen]) if case % 2 else chosen
+        values = torch.from_numpy(rng.integers(0, 200, size)).to(dtype)
+        fill = torch.from_numpy(rng.integers(0, 200, (source < 0).sum())).to(dtype) if case % 3 else values.new_ones(())
+        wanted = values[torch.from_numpy(source.clip(0))] if size else values.clone()
+        wanted[torch.from_numpy(source < 0)] = fill
+        strided = torch.zeros(2 * size, dtype=dtype)[::2].copy_(values)
+        for tensor in (values, strided):
+            place, version = tensor.data_ptr(), tensor._version
+            ops.carry_(tensor, torch.from_numpy(source.astype(np.int32)), fill)
+            assert torch.equal(tensor, wanted) and tensor.data_ptr() == place and tensor._version > version
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -41,8 +41,8 @@ def save(
     """Write a checkpoint, such that ``path`` holds the old file or the whole new one, whenever the process is killed.
 
     Written to a temporary file ``.NAME.*.tmp`` in the same folder, synced, renamed, and the folder synced. A process
-    that is killed may leave that temporary file behind; it may be deleted. In a distributed run one rank saves, and it
-    saves the module inside the wrapper (``ddp.module``).
+    that is killed may leave that temporary file behind; the next save to this path deletes it. A file that is there
+    keeps its mode. In a distributed run one rank saves, and it saves the module inside the wrapper (``ddp.module``).
 
     Args:
         path: the file; its folder must exist. It may come after the model, as ``torch.save`` has it.
@@ -55,7 +55,8 @@ def save(
 
     Raises:
         TypeError, ValueError: something that such a file cannot hold; names it. Nothing has been written then.
-        OSError: the file cannot be written; what was at ``path`` is untouched.
+        OSError: the file cannot be written; what was at ``path`` is untouched (unless it is syncing the folder that
+            fails: the new file is then there, whole).
         ImportError: without the package safetensors.
     """
     path, model = _in_order(path, model, "save")
@@ -119,16 +120,17 @@ def load(
         if optimizer is not None:
             _check_optimizer(content, model, optimizer)
         restore = _checked_random_state(content["rng"]) if rng else None
-        # The parts that may refuse come first, each undone if a later one does; the model's copies cannot fail.
+        # Each part is undone if it or a later one refuses.
         with contextlib.ExitStack() as undo:
             for part, name in ((rewirer, "rewirer"), (optimizer, "optimizer")):
                 if part is not None:
                     undo.callback(part.load_state_dict, part.state_dict())
                     part.load_state_dict(content[name])
+            undo.callback(_restorer(model))
+            model.load_state_dict(state)
             undo.pop_all()
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint {os.fspath(path)!r} {_sentence(error)}") from None
-    model.load_state_dict(state)
     if restore is not None:
         restore()
     return content["extra"]
@@ -258,6 +260,18 @@ def _checked_model(content: dict[str, Any], model: nn.Module, adopt_pattern: boo
                 " to take the file's"
             )
     return given
+
+
+def _restorer(model: nn.Module) -> Callable[[], None]:
+    """What makes the model's tensors what they are now; it takes its memory here."""
+    own = [value.detach() for value in model.state_dict(keep_vars=True).values() if isinstance(value, torch.Tensor)]
+    kept = [(tensor, tensor.clone()) for tensor in own if not tensor.is_meta]
+
+    def restore() -> None:
+        for tensor, before in kept:
+            tensor.copy_(before)
+
+    return restore
 
 
 def _check_optimizer(content: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from .._extras import require
 
-__all__ = ["FORMAT", "encode", "read", "write"]
+__all__ = ["FORMAT", "encode", "parse", "read", "write"]
 
 FORMAT = 1
 _UNSIGNED = "0" * 64
@@ -35,13 +40,15 @@ def write(path: str | os.PathLike, document: dict[str, Any], tensors: dict[str, 
 
 
 def _replace(path: Path, data: bytes | bytearray) -> None:
+    _sweep(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with _held(temporary) as file:
+            _keep_mode(file, path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -49,14 +56,63 @@ def _replace(path: Path, data: bytes | bytearray) -> None:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some file systems know no such thing
+                raise
         finally:
             os.close(folder)
 
 
+def _held(temporary: Path) -> BinaryIO:
+    """A new file that this process holds a lock of for as long as it is open: the lock ends with the process, too."""
+    while True:
+        file = open(temporary, "xb")  # noqa: SIM115
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # another saver has swept it away before it was locked
+
+
+def _keep_mode(file: BinaryIO, path: Path) -> None:
+    """A file that others may not read stays one that they may not read."""
+    with contextlib.suppress(OSError):
+        os.fchmod(file.fileno(), stat.S_IMODE(path.stat().st_mode))
+
+
+def _sweep(path: Path) -> None:
+    """Delete the temporary files of savers of this path that were killed: those of which nobody holds the lock."""
+    with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            middle = entry.name.removeprefix(f".{path.name}.").removesuffix(".tmp")
+            if entry.name != f".{path.name}.{middle}.tmp" or not re.fullmatch("[0-9a-f]{16}", middle):
+                continue
+            with contextlib.suppress(OSError):
+                left = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry.path)
+                finally:
+                    os.close(left)
+
+
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """The document with its tensors in place, from a file whose every byte is the one that was written."""
+    return parse(Path(path).read_bytes())
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The document of a file's bytes, with its tensors in place.
+
+    Raises:
+        ValueError: a file that is damaged, or none of dendnorm.
+        ImportError: without the package safetensors.
+    """
     reader, head = require("safetensors.torch", "train"), require("safetensors", "train")
-    data = Path(path).read_bytes()
     try:
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
@@ -64,10 +120,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         start = data.index(f'"sha256":"{digest}"'.encode(), 8, 8 + size) + len('"sha256":"')
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("is not one of dendnorm, or its head is damaged") from None
-    signed = hashlib.sha256(data[:start])
-    signed.update(_UNSIGNED.encode())
-    signed.update(memoryview(data)[start + 64 :])
-    if len(digest) != 64 or signed.hexdigest() != digest:
+    if _digest(data, start) != digest:
         raise ValueError("is damaged: its SHA-256 is not the one it was written with")
     try:
         tensors = reader.load(data)
@@ -86,6 +139,14 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         return content
     except (KeyError, TypeError, AttributeError, RecursionError, head.SafetensorError) as error:
         raise ValueError(f"has an intact digest but no content of dendnorm ({type(error).__name__})") from None
+
+
+def _digest(data: bytes, start: int) -> str:
+    """Of all bytes but the 64 from ``start``, where the digest itself is."""
+    signed = hashlib.sha256(data[:start])
+    signed.update(_UNSIGNED.encode())
+    signed.update(memoryview(data)[start + 64 :])
+    return signed.hexdigest()
 
 
 # Anything made of tensors and plain values, as JSON: a dict with one key tells what JSON cannot
@@ -123,14 +184,16 @@ def encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
     )
 
 
-def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, list):
         return [_decode(item, tensors) for item in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
-        return tensors[content].clone()  # the reader's memory is not ours to write
+        # Each once, as it was written, or a small file could name one so often that memory ends. A clone: the reader's
+        # memory is not ours to write.
+        return tensors.pop(content).clone()
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
     if kind == "dict":

@@ -230,22 +230,30 @@ class SparseLayer(Patterned):
 
     def _write(self, pattern: Pattern, status: torch.Tensor | None = None) -> None:
         """Take a sound pattern, in place; nothing is written where a status, on a GPU, tells of a fault."""
+        self._prepared(pattern)(status)
+
+    def _prepared(self, pattern: Pattern) -> Callable[[torch.Tensor | None], None]:
+        """What writes a sound pattern; it takes its memory here, and is told a status or None."""
         tables, device = self._tables, self.row_indices.device
         if tables is None or tables[0].device != device:
             with torch.inference_mode(False):
                 tables = tuple(torch.empty_like(tensor, device=device) for tensor in pattern[2:])  # type: ignore[assignment]
-                self._tables = tables
         own = (self.ccol_indices, self.row_indices, *tables)  # type: ignore[misc]
-        mark = _ops.pattern_mark(*pattern[:2]).to(self.pattern_mark.device)
-        for buffer, tensor in zip(own, pattern, strict=True):
-            if status is None:
-                buffer.copy_(tensor)
-            else:
-                _ops.assign_(buffer, tensor, status=status)
-        if status is not None:
-            mark = torch.where(status[0] == _ops.CLEAR, mark, self.pattern_mark)
-        self._set_mark(mark)
-        self._stamp(mark)
+        found = _ops.pattern_mark(*pattern[:2]).to(self.pattern_mark.device)
+
+        def write(status: torch.Tensor | None) -> None:
+            self._tables, mark = tables, found
+            for buffer, tensor in zip(own, pattern, strict=True):
+                if status is None:
+                    buffer.copy_(tensor)
+                else:
+                    _ops.assign_(buffer, tensor, status=status)
+            if status is not None:
+                mark = torch.where(status[0] == _ops.CLEAR, mark, self.pattern_mark)
+            self._set_mark(mark)
+            self._stamp(mark)
+
+        return write
 
     def _replace_pattern(self, pattern: Pattern) -> None:
         """Take a sound pattern of any number of connections, with new tensors; the caller has replaced ``weight``."""

@@ -229,7 +229,7 @@ class Patterned(nn.Module):
     def _stamp(self, mark: torch.Tensor) -> None:
         """The tables belong to the saved tensors as they are now, whose mark this is."""
         ccol, row, own = (self._buffers[name] for name in (*SAVED, MARK))
-        self._known = mark.detach().clone()
+        self._known = mark.detach()
         self._marked = -1 if own.is_inference() else own._version
         if ccol.is_inference() or row.is_inference():  # which count no writes
             self._source, self._source_of_inference = None, self._places(ccol, row)
@@ -244,13 +244,14 @@ class Patterned(nn.Module):
         ccol, row = self._buffers["ccol_indices"], self._buffers["row_indices"]
         source, tables = self._source, self._tables
         with torch.inference_mode(False), torch.no_grad():
+            # All that takes memory comes first: tables of one pattern and the mark of another would go unnoticed.
             fresh = _ops.transposed(ccol, row, self.out_features)
+            mark = _ops.pattern_mark(ccol, row) if mark is None else mark.clone()
             if source is not None and source[1] is row and tables is not None:
                 for mine, new in zip(tables, fresh, strict=True):
                     mine.copy_(new)
             else:
                 self._tables = fresh
-            mark = _ops.pattern_mark(ccol, row) if mark is None else mark
             self._set_mark(mark)
             self._stamp(mark)
 

@@ -403,7 +403,8 @@ class SET:
             self._turn = None
         went, came = ((row.to(device), col.to(device)) for row, col in (gone, (came_row, came_col)))
         report = LayerReport(name, k, went, came, layer.nnz)
-        return Rewiring(layers, report, Pattern(*views), source, values, writes)
+        patterns = [layer._prepared(Pattern(*views)) for layer in layers] if k else []
+        return Rewiring(layers, report, patterns, source, values, writes)
 
     def _check_shard(self, facts: Facts, name: str, layer: SparseLayer, entries: int, zeta: float, step: int) -> None:
         """What ranks that share a layer out must have in common, and what may fail on one of them."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from ..nn.layer import SparseLayer
-from ..nn.pattern import Pattern
 from ..nn.spread import Spread, is_spread
 from .moves import Write, carry
 from .reports import LayerReport
@@ -22,7 +21,7 @@ class Rewiring:
 
     layers: list[SparseLayer]  # more than one where they share the weight
     report: LayerReport
-    pattern: Pattern
+    patterns: list[Write]  # write the pattern to each of the layers
     source: torch.Tensor  # int32 (nnz,): where each connection was, -1 for the new ones
     values: torch.Tensor  # (k,): v of the new ones
     companions: list[Write]  # move the gradient and the optimizer's state
@@ -31,8 +30,8 @@ class Rewiring:
         """Nothing is written where a status tells of a fault."""
         if self.report.k == 0:
             return
-        for layer in self.layers:
-            layer._write(self.pattern, status)
+        for write in self.patterns:
+            write(status)
         carry(self.layers[0].weight, self.source, self.values, status)
         for write in self.companions:
             write(status)
