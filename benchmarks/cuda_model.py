@@ -18,7 +18,7 @@ SHAPES = [
 MEMORY = {"H100": 3.35e12, "H200": 4.8e12}  # bytes a second, data sheet
 SHARED_BYTES = 227 << 10
 LAUNCHES, LAUNCH = 6, 2.5e-6
-# Dense operations a second (data sheet, SXM, without sparsity), and the share of them that large products usually reach.
+# Dense operations a second (data sheet, SXM), and the share of them that large products usually reach.
 DENSE, SHARE = {"fp32": 67e12, "TF32": 495e12, "bf16": 989e12}, 0.75
 
 
