@@ -6,6 +6,7 @@ Each part runs even where another failed; the exit status is 0 only if nothing d
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -58,6 +59,51 @@ def build_and_test(title: str, source: Path, build: Path, options: list[str]) ->
     return ctest(title, build)
 
 
+# On the processor a device is slow: what the glue does, a few generated cases of each kind, and of tests that differ by
+# the norm alone three.
+GLUE = ("tests/cuda/glue/test_glue.py", "tests/gpu", "-k", "not captured_graph or none or l0] or joint")
+GLUE_SUITE = (
+    *(f"tests/python/test_{name}.py" for name in ("oracle", "gradients", "rewire_faults", "errors")),
+    "-k", "not deferring_changes_nothing and not missing_build and not (nan_stops_the_whole_step and not layers) "
+          "and not (no_connection_at_all and dtype1) "
+          # They copy storages, of which a PyTorch without CUDA has none of the device's.
+          "and not copies_of_a_rewirer and not wrong_keys_of_a_variant and not share_a_weight",
+)  # fmt: skip
+GLUE_TORCH = "2.13"  # whose inner parts tests/cuda/glue stands in for; others are tried
+
+
+def cuda_glue(build: Path, reports: list[Path]) -> bool | None:
+    """What hands tensors to the CUDA kernels, executed on devices that the processor stands in for, under
+    AddressSanitizer; None where it cannot be built."""
+    title, folder = "The CUDA glue on the processor", build / "on_host"
+    if not (folder / "preload.txt").exists():
+        print(f"\n=== {title}: skipped, for PyTorch is one with CUDA, or there is no AddressSanitizer", flush=True)
+        return None
+    targets = ("dendnorm_on_host", "dendnorm_on_host_planted")
+    if not run(f"{title}: build", ["cmake", "--build", str(build), "--target", *targets]):
+        version = importlib.metadata.version("torch")
+        if version.startswith(f"{GLUE_TORCH}."):
+            return False
+        print(f"\n=== {title}: skipped, for it is made for PyTorch {GLUE_TORCH}, and this is {version}", flush=True)
+        return None
+    good = True
+    for name, arguments, environment in (
+        ("glue", GLUE, {}),
+        ("glue-suite", GLUE_SUITE, {"DENDNORM_TEST_DEVICE": "cuda", "DENDNORM_TEST_EXAMPLES": "5"}),
+    ):
+        report = BUILD / f"pytest-{name}.xml"
+        report.unlink(missing_ok=True)
+        reports.append(report)
+        command = [sys.executable, "tests/cuda/glue/run.py", str(folder), sys.executable, "-m", "pytest", "-q"]
+        # What AddressSanitizer writes is not kept from whoever reads this.
+        command += ["--capture=sys", "-m", "not slow", f"--junitxml={report}", *arguments]
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", str(os.cpu_count() or 2), "--dist", "worksteal"]
+            environment = environment | {"OMP_NUM_THREADS": "1"}
+        good &= run(f"{title}: {name}", command, **PYTHON_ENV, **environment)
+    return good
+
+
 def cuda_build(report: Path) -> bool | None:
     """Compile, link and import the CUDA build and read its machine code; None where there is no CUDA compiler."""
     report.unlink(missing_ok=True)
@@ -78,7 +124,7 @@ def cuda_build(report: Path) -> bool | None:
     if not run("The CUDA build", command, CUDACXX=nvcc):
         return False
     paths = os.pathsep.join(map(str, (folder / "package", ROOT / "tests" / "python")))
-    pytest = [str(python), "-m", "pytest", "-q", "tests/cuda", f"--junitxml={report}"]
+    pytest = [str(python), "-m", "pytest", "-q", "tests/cuda", "--ignore=tests/cuda/glue", f"--junitxml={report}"]
     return run("The CUDA build, imported and read", pytest, PYTHONPATH=paths)
 
 
@@ -124,6 +170,9 @@ def main() -> int:
         good.append(run(f"the oracle with DENDNORM_CPU_CAPABILITY={capability}", command, **environment))
         reports.append(report)
 
+    executed = cuda_glue(BUILD / "release", reports)
+    good.append(executed is not False)
+
     report = BUILD / "pytest-cuda.xml"
     compiled = cuda_build(report)
     good.append(compiled is not False)
@@ -131,7 +180,7 @@ def main() -> int:
         reports.append(report)
 
     totals = [sum(column) for column in zip(*map(counted, reports), strict=True)]
-    totals[2] += compiled is None
+    totals[2] += (compiled is None) + (executed is None)
     machine_code = BUILD / "cuda" / "machine_code.txt"
     if compiled is not None and machine_code.exists():
         print(f"\nThe machine code of the CUDA kernels (cuda/README.md derives the limits)\n{machine_code.read_text()}")

@@ -11,10 +11,8 @@
 namespace dendnorm::cuda {
 namespace {
 
-cudaError_t used(std::byte* workspace, std::size_t bytes, std::size_t needed) {
-  if (bytes < needed || workspace == nullptr) return cudaErrorInvalidValue;
-  std::memset(workspace, 0x5a, bytes);
-  return cudaSuccess;
+bool suffices(const std::byte* workspace, std::size_t bytes, std::size_t needed) {
+  return bytes >= needed && workspace != nullptr;
 }
 
 template <class Key>
@@ -36,12 +34,14 @@ cudaError_t sort_keys_workspace(std::int64_t count, int bits, std::size_t* bytes
 }
 
 cudaError_t sort_keys(const std::uint64_t* keys, std::uint64_t* sorted, std::int64_t count, int bits,
-                      std::byte* workspace, std::size_t bytes, cudaStream_t) {
+                      std::byte* workspace, std::size_t bytes, cudaStream_t stream) {
   DENDNORM_CUDA_TRY(check_sorted(count));
-  DENDNORM_CUDA_TRY(used(workspace, bytes, static_cast<std::size_t>(count + bits)));
-  const auto order = order_of_keys(keys, count, bits);
-  for (std::int64_t i = 0; i < count; ++i) sorted[i] = keys[order[i]];
-  return cudaSuccess;
+  if (!suffices(workspace, bytes, static_cast<std::size_t>(count + bits))) return cudaErrorInvalidValue;
+  return cuda_on_host::enqueue(stream, [=] {
+    std::memset(workspace, 0x5a, bytes);
+    const auto order = order_of_keys(keys, count, bits);
+    for (std::int64_t i = 0; i < count; ++i) sorted[i] = keys[order[i]];
+  });
 }
 
 cudaError_t sort_pairs_workspace(std::int64_t count, int bits, std::size_t* bytes) {
@@ -50,15 +50,17 @@ cudaError_t sort_pairs_workspace(std::int64_t count, int bits, std::size_t* byte
 
 cudaError_t sort_pairs(const std::uint32_t* keys, std::uint32_t* sorted_keys, const std::int32_t* values,
                        std::int32_t* sorted_values, std::int64_t count, int bits, std::byte* workspace,
-                       std::size_t bytes, cudaStream_t) {
+                       std::size_t bytes, cudaStream_t stream) {
   DENDNORM_CUDA_TRY(check_sorted(count));
-  DENDNORM_CUDA_TRY(used(workspace, bytes, static_cast<std::size_t>(count + bits)));
-  const auto order = order_of_keys(keys, count, bits);
-  for (std::int64_t i = 0; i < count; ++i) {
-    sorted_keys[i] = keys[order[i]];
-    sorted_values[i] = values[order[i]];
-  }
-  return cudaSuccess;
+  if (!suffices(workspace, bytes, static_cast<std::size_t>(count + bits))) return cudaErrorInvalidValue;
+  return cuda_on_host::enqueue(stream, [=] {
+    std::memset(workspace, 0x5a, bytes);
+    const auto order = order_of_keys(keys, count, bits);
+    for (std::int64_t i = 0; i < count; ++i) {
+      sorted_keys[i] = keys[order[i]];
+      sorted_values[i] = values[order[i]];
+    }
+  });
 }
 
 }  // namespace dendnorm::cuda

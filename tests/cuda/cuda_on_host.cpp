@@ -50,8 +50,7 @@ struct Running {
   const void* kernel = nullptr;
   dim3 grid, block;
   uint3 block_index{};
-  Body body = nullptr;
-  void* arguments = nullptr;
+  const Work* body = nullptr;
   std::byte* shared = nullptr;
   std::vector<Thread> threads;
   std::array<Meeting, kMaxThreads / kLanes> meetings;
@@ -70,6 +69,7 @@ std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Thread*> job;  // of each fiber
 std::uint64_t order = 1, drawn = 1, launched = 0;
 cudaError_t last_error = cudaSuccess;
+Queue queue = nullptr;
 std::map<const void*, int> shared_limit;
 
 std::uint64_t draw() {
@@ -170,7 +170,7 @@ void fiber_body(void* argument) {
   for (;;) {
     acquire(&run.start);
     try {
-      run.body(run.arguments);
+      (*run.body)();
       mine->state = State::kDone;
       ++run.done;
       check_nobody_waits(*mine);
@@ -252,6 +252,17 @@ Device& device() {
 void set_order(std::uint64_t seed) { order = seed * 0x9E3779B97F4A7C15ull | 1; }
 std::uint64_t launches() { return launched; }
 
+void set_queue(Queue wanted) { queue = wanted; }
+cudaError_t enqueue(cudaStream_t stream, Work work) {
+  if (queue != nullptr) return queue(stream, std::move(work));
+  work();
+  return cudaSuccess;
+}
+int& current_device() {
+  static thread_local int index = 0;
+  return index;
+}
+
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > device().shared_per_block_optin) return last_error = cudaErrorInvalidValue;
@@ -259,7 +270,10 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   return cudaSuccess;
 }
 
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, Body body, void* arguments) {
+void run_kernel(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, const Work& body);
+
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
+                   Work body) {
   const std::uint64_t count = std::uint64_t{block.x} * block.y * block.z;
   const auto limit = shared_limit.find(kernel);
   const int allowed = std::max(device().shared_per_block, limit == shared_limit.end() ? 0 : limit->second);
@@ -270,20 +284,23 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared
   }
   if (shared_bytes > static_cast<std::size_t>(allowed)) return last_error = cudaErrorInvalidValue;
   ++launched;
-  if (host == nullptr) host = std::make_unique<Fiber>();
+  return enqueue(stream, [=, body = std::move(body)] { run_kernel(kernel, grid, block, shared_bytes, body); });
+}
+
+void run_kernel(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, const Work& body) {
+  host = std::make_unique<Fiber>();  // of the thread that waits for the stream: another one each time
   drawn = order;
   for (int k = 0; k < 8; ++k) draw();
   run.kernel = kernel;
   run.grid = grid;
   run.block = block;
-  run.body = body;
-  run.arguments = arguments;
-  run.count = static_cast<int>(count);
+  run.body = &body;
+  run.count = static_cast<int>(block.x * block.y * block.z);
   run.failed = false;
   run.threads.resize(kMaxThreads);
   run.ready.reserve(kMaxThreads);
 
-  std::vector<int> fiber_of(count);
+  std::vector<int> fiber_of(run.count);
   for (int k = 0; k < run.count; ++k) fiber_of[k] = k;
   std::vector<int> blocks(std::size_t{grid.x} * grid.y * grid.z);
   for (std::size_t k = 0; k < blocks.size(); ++k) blocks[k] = static_cast<int>(k);
@@ -318,7 +335,6 @@ cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared
     }
   }
   acquire(&run.finish);
-  return cudaSuccess;
 }
 
 uint3 thread_index() { return current->index; }
@@ -457,6 +473,7 @@ const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "no error";
     case cudaErrorInvalidValue: return "invalid argument";
+    case cudaErrorInvalidResourceHandle: return "invalid resource handle";
     default: return "invalid configuration argument";
   }
 }
@@ -464,12 +481,13 @@ const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
     case cudaSuccess: return "cudaSuccess";
     case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
+    case cudaErrorInvalidResourceHandle: return "cudaErrorInvalidResourceHandle";
     default: return "cudaErrorInvalidConfiguration";
   }
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = cuda_on_host::current_device();
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
@@ -481,7 +499,6 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   }
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t) {
-  std::memset(to, byte, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream) {
+  return cuda_on_host::enqueue(stream, [=] { std::memset(to, byte, bytes); });
 }

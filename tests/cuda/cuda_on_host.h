@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <source_location>
 #include <stdexcept>
 #include <string>
@@ -42,7 +43,12 @@ struct dim3 {
 
 // ---- The runtime ----
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorInvalidResourceHandle = 400,
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
@@ -81,23 +87,23 @@ void set_order(std::uint64_t seed);
 // Kernels launched since the start, so that a test can tell that its own ran.
 std::uint64_t launches();
 
-using Body = void (*)(void* arguments);
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, Body body, void* arguments);
+// What a stream does with its work. Without a queue it is done where it is given, whatever the stream.
+using Work = std::function<void()>;
+using Queue = cudaError_t (*)(cudaStream_t stream, Work work);
+void set_queue(Queue queue);
+cudaError_t enqueue(cudaStream_t stream, Work work);
+// The device of this thread.
+int& current_device();
+
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream, Work body);
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
 
 // kernel<<<grid, block, shared_bytes, stream>>>(arguments...)
 template <class... Parameters, class... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t,
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
                    Arguments... arguments) {
-  struct Call {
-    void (*kernel)(Parameters...);
-    std::tuple<Parameters...> parameters;
-  } call{kernel, std::tuple<Parameters...>(arguments...)};
-  const Body body = [](void* at) {
-    const auto* made = static_cast<const Call*>(at);
-    std::apply(made->kernel, made->parameters);
-  };
-  return launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, body, &call);
+  return launch(reinterpret_cast<const void*>(kernel), grid, block, shared_bytes, stream,
+                [kernel, parameters = std::tuple<Parameters...>(arguments...)] { std::apply(kernel, parameters); });
 }
 
 // ---- Inside a kernel ----

@@ -320,7 +320,7 @@ def test_meta_device_then_reset_or_load(norm):
         assert all(tensor.is_meta for tensor in (*layer.parameters(), *layer.buffers()))
         assert layer(torch.ones(7, 12, device="meta")).shape == (7, 9)
         assigned = copy.deepcopy(layer)
-        layer.to_empty(device="cpu")
+        layer.to_empty(device=torch.get_default_device())
         loaded = copy.deepcopy(layer)
         layer(torch.ones(7, 12))  # unknown values, but a sound pattern: no wild read
         layer.reset_parameters(seed=5)

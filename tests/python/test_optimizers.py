@@ -25,7 +25,7 @@ def network(**options: Any) -> nn.Sequential:
 
 
 def train(model: nn.Module, optimizer: Any, steps: int = 1, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for _ in range(steps):
         optimizer.zero_grad()
         x = torch.randn(6, next(model.modules())[0].in_features if isinstance(model, nn.Sequential)

@@ -167,7 +167,7 @@ def test_values_are_carried_in_any_order_and_in_place_where_the_order_is_kept(dt
         (lambda: ops.excise(CCOL.flip(0), ROW, DROPPED, 2), "ccol_indices must start with 0, got 4"),
         (lambda: ops.assign_(ROW.clone(), ROW[:3]), r"new_values must have values' shape, \[4\], got \[3\]"),
         (lambda: ops.assign_(ROW.clone(), ROW.long()), "new_values must have dtype int32, got int64"),
-        (lambda: ops.assign_(ROW.clone(), ROW.to("meta")), "new_values must be on the device of values, cpu, got meta"),
+        (lambda: ops.assign_(ROW.clone(), ROW.to("meta")), "device of values, .*, got meta"),
         (lambda: ops.raise_fault(torch.tensor([99 << 32, 0, 0, 0])), "status must begin with"),
         (lambda: ops.raise_fault(torch.zeros(4, dtype=torch.int32)), "status must have dtype int64, got int32"),
     ],
@@ -194,7 +194,7 @@ def test_excise_splits_a_pattern():
         np.testing.assert_array_equal(left.numpy(), np.searchsorted(col[~dropped], np.arange(cols + 1)))
 
 
-# A step whose faults come to light later. On the CPU nothing is deferred, so the tests ask for it.
+# A step whose faults come to light later: the tests ask for it, or against it, whatever the device.
 
 
 def network() -> torch.nn.Sequential:
@@ -210,7 +210,8 @@ def trained(model: torch.nn.Module) -> torch.optim.Optimizer:
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(2):
         optimizer.zero_grad()
-        model(torch.randn(10, 20, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+        generator = torch.Generator(torch.get_default_device()).manual_seed(1)
+        model(torch.randn(10, 20, generator=generator)).square().mean().backward()
         optimizer.step()
     return optimizer
 
@@ -232,8 +233,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 @pytest.fixture(params=[False, True], ids=["at once", "deferred"])
 def deferred(request, monkeypatch) -> bool:
-    if request.param:
-        monkeypatch.setattr(rewiring, "_defers", lambda devices: True)
+    monkeypatch.setattr(rewiring, "_defers", lambda devices: request.param)
     return request.param
 
 

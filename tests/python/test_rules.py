@@ -59,7 +59,9 @@ def loss_of(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def batch(seed: int = 0, size: int = 9, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(size, 13, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        size, 13, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def dense_gradients(model: Net, *batches: torch.Tensor) -> list[np.ndarray]:

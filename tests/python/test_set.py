@@ -276,7 +276,7 @@ def network(seed: int = 0) -> torch.nn.Sequential:
 
 
 def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0) -> None:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for _ in range(steps):
         x = torch.randn(10, 20, generator=generator)
         y = torch.randint(4, (10,), generator=generator)

@@ -42,7 +42,7 @@ def dense(layer: SparseLinear) -> torch.Tensor:
     return X.double() @ weight.T + layer.bias.detach().double()
 
 
-X = torch.randn(7, 20, generator=torch.Generator().manual_seed(0))
+X = torch.randn(7, 20, generator=torch.Generator(torch.get_default_device()).manual_seed(0))
 
 
 def check(layer: SparseLinear) -> None:
