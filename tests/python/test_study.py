@@ -292,6 +292,15 @@ def test_the_search_is_equal_and_on_held_out_training_images(collected):
     assert {i["validation"] for i in identities} == {0, 300}
 
 
+def test_all_can_be_given_the_point_that_is_best_for_their_mean(collected):
+    (own,), folder = collected
+    (panel,) = study.collect(replace(PLAN, same=True), PLAN.panels, folder, 1, False)
+    arms = panel["arms"].values()
+    means = [np.mean([arm["grid"][index]["validation_accuracy"] for arm in arms]) for index in range(4)]
+    best = own["arms"]["one"]["grid"][int(np.argmax(means))]
+    assert all(arm["chosen"] == {"lr": best["lr"], "scale": best["scale"]} for arm in arms)
+
+
 def test_comparisons_are_of_the_same_seeds(collected):
     panels, _ = collected
     rows = compare(PLAN, panels)
@@ -318,8 +327,15 @@ def test_a_run_that_failed_takes_its_pair_out(collected):
 
 
 def whole(panels, rows, **more):
-    told = {"name": "scale", "title": "a title", "question": "a question?", "quick": False, "missing": []}
-    return told | {"panels": panels, "comparisons": rows} | more
+    told = {
+        "name": "scale",
+        "title": "a title",
+        "question": "a question?",
+        "quick": False,
+        "same": False,
+        "missing": [],
+    }
+    return told | {"missing": [], "panels": panels, "comparisons": rows} | more
 
 
 def test_table_and_csv_have_the_numbers(collected, tmp_path):

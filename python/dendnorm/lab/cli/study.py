@@ -26,6 +26,8 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true",
                         help="three trials, two epochs, no search; without --root on digits")  # fmt: skip
+    parser.add_argument("--same", action="store_true",
+                        help="one point of the grid for all, the best for their mean")  # fmt: skip
     add_output(parser, OUT, numbered=False)  # what goes on must find what it has
     parser.set_defaults(function=run)
 
@@ -45,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
             densities=arguments.density,
             progress=not arguments.quiet,
             **{key: getattr(arguments, key)
-               for key in ("root", "data", "trials", "epochs", "quick", "workers", "overwrite")},
+               for key in ("root", "data", "trials", "epochs", "quick", "same", "workers", "overwrite")},
         )  # fmt: skip
         print(study.table(results))
         print(f"Written to {out}: {name}.json, {name}.md, {name}.csv and {name}.png")

@@ -47,6 +47,8 @@ class Study:
         pairs: arms to compare, each with the one that it is measured against.
         measures: what is compared of the accuracy before rewiring: epochs, ``LAST`` and ``AREA``.
         timed: whether a step is timed.
+        same: every arm has the one point of the grid that is best for the mean of all arms, and not its own. One trial
+            chooses, so that an own point can be a lucky one.
     """
 
     title: str
@@ -58,6 +60,7 @@ class Study:
     pairs: tuple[tuple[str, str], ...]
     measures: tuple[int | str, ...] = (2, LAST, AREA)
     timed: bool = False
+    same: bool = False
 
 
 _NAMES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}

@@ -45,14 +45,16 @@ def collect(study: Study, panels: Sequence[Panel], folder: Path, workers: int | 
              for (_, arm, _), ones in zip(own, searched, strict=True) for one in ones]  # fmt: skip
     records = iter(trials.run(tried, folder, workers, progress)) if _chooses(study) else itertools.repeat(None)
     jobs: list[trials.Job] = []
-    choices = []
-    for (_, arm, settings), candidates in zip(own, searched, strict=True):
+    choices: list[tuple[Settings, list[dict[str, Any]]]] = []
+    for (_, _, settings), candidates in zip(own, searched, strict=True):
         if _chooses(study):
             found = [next(records) for _ in candidates]
-            settings, points = pick(settings, candidates, found, study.grid.names)
+            choices.append(pick(settings, candidates, found, study.grid.names))
         else:
-            settings, points = study.grid.middle(settings), []
-        choices.append((settings, points))
+            choices.append((study.grid.middle(settings), []))
+    if study.same and _chooses(study):
+        choices = _same(study, choices)
+    for (_, arm, _), (settings, _) in zip(own, choices, strict=True):
         jobs += [trials.Job(settings, arm.kind, trial) for trial in range(settings.trials)]
     finished = iter(trials.run(jobs, folder, workers, progress))
     results = {panel.title: described(study, panel) for panel in panels}
@@ -62,6 +64,19 @@ def collect(study: Study, panels: Sequence[Panel], folder: Path, workers: int | 
         entry = {"chosen": chosen, "at_an_end": _at_an_end(study, chosen), "grid": points, "runs": runs}
         results[panel.title]["arms"][arm.name] |= entry | {"costs": _costs(settings, arm)}
     return list(results.values())
+
+
+def _same(study: Study, choices: list[tuple[Settings, list[dict[str, Any]]]]) -> list[tuple[Settings, list]]:
+    """The choices with the point that is best for the mean of a panel's arms; a network that failed counts as 0."""
+    one = []
+    for start in range(0, len(choices), len(study.arms)):
+        panel = choices[start : start + len(study.arms)]
+        sums = [sum(point["validation_accuracy"] or 0.0 for point in points)
+                for points in zip(*(points for _, points in panel), strict=True)]  # fmt: skip
+        best = panel[0][1][max(range(len(sums)), key=sums.__getitem__)]
+        chosen = {name: best[name] for name in study.grid.names}
+        one += [(replace(settings, **chosen), points) for settings, points in panel]
+    return one
 
 
 def _names(study: Study) -> list[str]:

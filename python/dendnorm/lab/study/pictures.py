@@ -113,15 +113,17 @@ def fan_in(results: Results) -> Figure:
     for column, panel in zip(panels.T, measured_panels, strict=True):
         for axes, quantity in zip(column, QUANTITIES, strict=True):
             for name, arm in panel["arms"].items():
-                axes.scatter(
-                    *by_degree(finished(arm), quantity), s=2, alpha=0.35, color=colour(name, arm), linewidths=0
-                )
+                axes.scatter(*by_degree(finished(arm), quantity), s=7, alpha=0.4, color=colour(name, arm), linewidths=0)
             axes.set_xscale("log")
         column[0].set_yscale("log")
         column[0].set_title(panel["title"].replace(", ", "\n"), fontsize=8)
         column[-1].set_xlabel("inputs of the neuron", fontsize=8)
     for axes, told in zip(panels[:, 0], QUANTITIES.values(), strict=True):
         axes.set_ylabel(told, fontsize=8)
+    line = require("matplotlib.lines", "train").Line2D
+    dots = [line([], [], color=shade, marker="o", markersize=4, linestyle="", label=name)
+            for name, shade in _kinds(results).items()]  # fmt: skip
+    panels[-1, -1].legend(handles=dots, fontsize=7, frameon=False)
     open_frames([first, *panels.flat])
     _legend_of_pairs(figure, results)
     heading(figure, _heading(results))

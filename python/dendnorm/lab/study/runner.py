@@ -77,6 +77,7 @@ def run(
     trials: int | None = None,
     epochs: int | None = None,
     quick: bool = False,
+    same: bool = False,
     workers: int | None = None,
     progress: bool = True,
     overwrite: bool = False,
@@ -90,6 +91,7 @@ def run(
         data, densities: only panels of these.
         trials, epochs: in place of the study's own.
         quick: three trials, two epochs and no search, which the picture and the table say; without `root` on digits.
+        same: every network has the one point of the grid that is best for the mean of all, and not its own.
         workers: processes; left out: one for each core.
         overwrite: results of another request, which NAME.json holds, may be replaced.
 
@@ -108,11 +110,13 @@ def run(
     for package in ("tqdm", "matplotlib.figure", "scipy.stats"):
         require(package, "train")
     study, present, missing = _wanted(name, root, data, densities, trials, epochs, quick)
+    study = replace(study, same=same)
     request: dict[str, Any] = {
         "name": name,
         "title": study.title,
         "question": study.question,
         "quick": quick,
+        "same": same,
         "torch": torch.__version__,
         "missing": missing,
         "panels": [described(study, panel) for panel in present],

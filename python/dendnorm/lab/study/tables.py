@@ -132,6 +132,8 @@ def table(results: Results) -> str:
         f" Accuracy on test images, before rewiring unless it is said. Intervals by Student's t of paired differences;"
         f" p is corrected for {tested} comparisons (Holm), and bold where it is then below {SHOWN:g}."
     )
+    if results["same"]:
+        lines += ["", "All networks have the one point of the grid that is best for the mean of all."]
     if results["quick"]:
         lines += ["", "**Quick: few trials and epochs. This shows that it works, and answers nothing.**"]
     lines += ["", *(f"- {sentence}" for sentence in reading(results))]
