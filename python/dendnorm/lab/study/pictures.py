@@ -42,7 +42,8 @@ def colour(name: str, arm: Mapping[str, Any]) -> str:
 def _heading(results: Results) -> str:
     trials = max(panel["settings"]["trials"] for panel in results["panels"])
     quick = ", QUICK: answers nothing" if results["quick"] else ""
-    return f"{results['name']}: {results['title']} ({trials} paired seeds{quick})"
+    same = ", one point of the grid for all" if results["same"] else ""
+    return f"{results['name']}: {results['title']} ({trials} paired seeds{same}{quick})"
 
 
 def _kinds(results: Results) -> dict[str, str]:
