@@ -460,6 +460,13 @@ def test_wrong_input_is_one_sentence(tmp_path, capsys, arguments, message):
     assert not list(tmp_path.glob("out/*.json"))
 
 
+def test_what_one_trial_cannot_tell_is_null(tmp_path):
+    study.run("scale", tmp_path, densities=[0.05], trials=1, epochs=1, quick=True, workers=1, progress=False)
+    text = (tmp_path / "scale.json").read_text()
+    assert "NaN" not in text and all(row["p"] is None for row in json.loads(text)["comparisons"])
+    assert "| - | - |" in (tmp_path / "scale.md").read_text()
+
+
 def test_results_of_another_request_are_not_overwritten_unasked(tmp_path, capsys):
     arguments = ["study", "fan-in", "--quick", "--quiet", "--trials", "1", "--epochs", "1", "--out", str(tmp_path)]
     (tmp_path / "fan-in.json").write_text("held")

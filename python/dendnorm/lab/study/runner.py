@@ -68,6 +68,15 @@ def _wanted(
     return study, present, missing
 
 
+def _without_nan(value: Any) -> Any:
+    """The same with None for what too few trials tell nothing about: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and value != value else value
+
+
 def run(
     name: str,
     out: str | Path,
@@ -125,7 +134,7 @@ def run(
     out = open_folder(out, path.name, overwrite or answers(path, request))
     panels = collect(study, present, out / "trials", workers, progress)
     results = request | {"panels": panels, "comparisons": compare(study, panels)}
-    write_text(out / path.name, json.dumps(results, indent=1))
+    write_text(out / path.name, json.dumps(_without_nan(results), indent=1, allow_nan=False))
     if study.timed:
         results = results | {"times": measure(study, present, panels, out / f"{name}-times.json")}
     write_text(out / f"{name}.md", table(results))
