@@ -130,5 +130,5 @@ if __name__ == "__main__":
     folder, *pythons = [argument for argument in given if not argument.startswith("-D")] or [""]
     if not folder or not pythons:
         raise SystemExit(__doc__)
-    # Absolute for CMake, which has a working directory of its own, and not resolved: an environment is known by its link.
+    # Absolute, for CMake works elsewhere, and not resolved: an environment is known by its link.
     build(Path(folder).resolve(), [os.path.abspath(python) for python in pythons], options)

@@ -1,7 +1,7 @@
 // PyTorch's threads, for whatever compiler. at::parallel_for is a template that runs on the OpenMP of the compiler that
-// includes it: Clang's would be a second runtime beside PyTorch's, whose pool waits while the other computes, and without
-// OpenMP it would run on one thread. So the region is opened by the runtime's own entry, which GCC's pragmas call, too:
-// libgomp has it, and LLVM's libomp for its sake. The one in the process answers, which PyTorch has loaded.
+// includes it: Clang's would be a second runtime beside PyTorch's, whose pool waits while the other computes, and
+// without OpenMP it would run on one thread. So the region is opened by the runtime's own entry, which GCC's pragmas
+// call, too: libgomp has it, and LLVM's libomp for its sake. The one in the process answers, which PyTorch has loaded.
 #pragma once
 
 #include <ATen/Config.h>
@@ -23,8 +23,8 @@ int omp_get_thread_num();
 
 namespace dendnorm::ops {
 
-// Calls body(begin, end) for ranges that together cover [0, items), each of at least `grain` items but the last, possibly at
-// the same time. What a body throws is thrown here, once all have ended.
+// Calls body(begin, end) for ranges that together cover [0, items), each of at least `grain` items but the last,
+// possibly at the same time. What a body throws is thrown here, once all have ended.
 template <class F>
 void on_threads(std::int64_t items, std::int64_t grain, const F& body) {
 #if AT_PARALLEL_OPENMP

@@ -40,7 +40,7 @@ if DEVICE != "cpu":
 # builds, and single tests that start many processes or train.
 SLOW_FILES = {
     "architectures", "bench", "cli", "compatibility", "cpp", "data", "demo", "distributed", "docs", "ecosystem",
-    "gpu_check", "journeys", "models", "optimizers", "paper", "site", "trainers", "training",
+    "gpu_check", "journeys", "models", "optimizers", "paper", "site", "study", "trainers", "training",
 }  # fmt: skip
 SLOW_TESTS = {
     "test_killed_at_any_moment_the_previous_checkpoint_loads",

@@ -80,13 +80,15 @@ def test_every_field_is_an_option(told):
     """With a value that is not the default, which then is the one of the settings."""
     values = {"data": "mnist", "root": "x", "hidden": (7, 8), "norms": ("joint",), "activation": "relu",
               "schedule": "cosine", "zeta_schedule": "cosine", "device": "cpu", "matched": True,
-              "inspect": (0, 2)}  # fmt: skip
+              "inspect": (0, 2), "moves": (1, 2), "start": "equal", "degrees": "lognormal", "regrowth": "zero",
+              "grow": "gradient"}  # fmt: skip
     for described in fields(Settings):
         step = 0.125 if described.type == "float" else 3
         value = values[described.name] if described.name in values else described.default + step
         flag = (settings.option_of(described).flags or ("--" + described.name.replace("_", "-"),))[0]
         text = () if value is True else (",".join(map(str, value)) if isinstance(value, tuple) else str(value),)
         more = ("--data", "mnist") if described.name == "root" else ()
+        more = ("--start", "equal") if described.name in ("scale", "degrees") else more
         assert getattr(told(flag, *text, *more), described.name) == value
 
 

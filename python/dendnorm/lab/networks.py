@@ -11,6 +11,7 @@ from ..nn import norms
 from ..nn.linear import SparseLinear
 from ..rewiring import grow, schedules
 from ..rewiring.set import SET
+from . import equal
 from .settings import ACTIVATIONS, Settings
 
 __all__ = ["build_network", "rewirer"]
@@ -32,9 +33,13 @@ def build_network(
     Args:
         image_shape: (channels, height, width) of the inputs, which come as rows of their product.
 
+    ``Settings.start`` has another choice, which is ``equal``'s.
+
     Raises:
         ValueError: images too small for the convolution.
     """
+    if settings.start == "equal":
+        return equal.build_network(image_shape, classes, settings, norm, seed, device)
     generator = torch.Generator().manual_seed(seed)
     features = math.prod(image_shape)
     layers: list[nn.Module] = []
@@ -109,13 +114,15 @@ def start_std(layer: SparseLinear, settings: Settings) -> float:
 
 
 def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer | None, settings: Settings, seed: int) -> SET | None:
-    """SET with the settings' share, and new values as in the paper, or with the layer's spread (``matched``).
+    """SET with the settings' share, where new connections come, and their values.
 
-    None for a network without sparse layers.
+    None for a network without sparse layers, and where nothing is to be rewired.
     """
-    if not any(isinstance(module, SparseLinear) for module in model.modules()):
+    if settings.zeta == 0 or not any(isinstance(module, SparseLinear) for module in model.modules()):
         return None
     falls = settings.zeta_schedule == "cosine"
     zeta = schedules.Cosine(settings.zeta, settings.epochs) if falls else settings.zeta
-    values = grow.Random(start="matched" if settings.matched else "normal")
-    return SET(model, optimizer, zeta=zeta, seed=seed, grow=values)
+    start = "matched" if settings.matched or settings.start == "equal" else "normal"
+    start = start if settings.regrowth == "start" else settings.regrowth
+    comes = grow.Gradient(start=start) if settings.grow == "gradient" else grow.Random(start=start)
+    return SET(model, optimizer, zeta=zeta, seed=seed, grow=comes)

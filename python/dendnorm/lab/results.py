@@ -24,6 +24,10 @@ def label(norm: str) -> str:
         "l0-variable": "dendritic (L0), one excitability per neuron",
         "weight_norm": "heterosynaptic (weight normalisation)",
         "joint": "joint (L0 and L2)",
+        "l0-mean": "constant mean count",
+        "layer_norm": "layer normalisation",
+        "dense": "dense, equal width",
+        "dense-narrow": "dense, equal parameters",
     }
     if norm.startswith("lp-variable:"):
         return f"L{norm.partition(':')[2]}, one excitability per neuron"

@@ -14,7 +14,9 @@ from torch import nn
 
 from ..nn import norms as norm_family
 from ..nn.activations import SReLU
+from ..rewiring.values import STARTS as FRESH
 from . import data as data_module
+from .degrees import DEGREES
 
 __all__ = ["ACTIVATIONS", "SCHEDULES", "Option", "Settings", "option_of", "words"]
 
@@ -29,6 +31,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {  # of the share of all steps 
     "constant": lambda done: 1.0,
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
 }
+STARTS = ("paper", "equal")
 SEED_END = 2**53  # layers draw from a thousand times the seed
 
 
@@ -95,6 +98,18 @@ class Settings:
             afferents of the layer (He et al. 2015): the same with and without excitability, so that s decides the
             length of a step alone. Regrown values have the spread that the layer then has. Norms with a power of ||v||
             keep N(0, 1): the length of v is nothing to them.
+        start: "equal": networks of a seed begin as the same function, whatever normalises them (``equal``): weights
+            that act are N(0, scale^2 2 / n_i), n_i the inputs of the neuron, values are the weights where a neuron has
+            the mean number of inputs, biases are 0 and output weights N(0, 1 / inputs). ``s`` and ``matched`` play no
+            part.
+        scale: of the weights of that start.
+        degrees: numbers of inputs of the neurons in that start: "uniform", as connections drawn alike give them,
+            "lognormal" or "power-law" (``degrees``).
+        regrowth: values of new connections: "zero", "matched", with the layer's spread, or "normal", from N(0, 1);
+            "start": normal for the paper's start, matched for the others.
+        grow: "gradient": new connections come where the gradient of an epoch's last minibatch is largest, as RigL's.
+        sample: the training cost is that of so many training examples, the first; 0: of all.
+        moves: epochs over which the first sparse layer's steps are recorded (``movement``).
         validation: so many training examples are held out and take the place of the test examples (``data.hold_out``).
         inspect: epochs after whose rewiring the first sparse layer's ``analysis.snapshot`` is recorded; 0: before
             training.
@@ -138,6 +153,18 @@ class Settings:
     dropout: float = setting(0.0, "share of hidden outputs set to 0 in training", check=SHARE)
     matched: bool = setting(False, "starts matched to the number n of inputs: biases 0, output weights N(0, 1/n),"
                             " sparse weights act as N(0, 2/n)")  # fmt: skip
+    start: str = setting("paper", "how networks start: as in the paper, or equal: as the same function for every norm",
+                         choices=STARTS)  # fmt: skip
+    scale: float = setting(1.0, "with --start equal: weights act as N(0, 2/n) times the square of this", check=(
+        lambda value: math.isfinite(value) and value > 0, "finite and positive"))  # fmt: skip
+    degrees: str = setting("uniform", "with --start equal: how numbers of inputs vary over neurons", choices=DEGREES)
+    regrowth: str = setting("start", "values of new connections; start: as the layer's start has them",
+                            choices=("start", *FRESH))  # fmt: skip
+    grow: str = setting("random", "where new connections come", choices=("random", "gradient"))
+    sample: int = setting(0, "training examples that the training cost is measured on; 0: all", check=at_least(0))
+    moves: tuple[int, ...] = setting((), "epochs over which the first sparse layer's steps are recorded", check=(
+        lambda epochs: all(epoch >= 1 for epoch in epochs), "epochs from 1 on"), metavar="EPOCH",
+        words=nothing)  # fmt: skip
     validation: int = setting(0, "training examples held out in place of the test examples", check=at_least(0))
     inspect: tuple[int, ...] = setting((), "epochs after which the first sparse layer's inside is recorded; 0: before",
                                        check=(lambda epochs: all(epoch >= 0 for epoch in epochs), "epochs from 0 on"),
@@ -154,6 +181,10 @@ class Settings:
             if option.check is not None and not option.check[0](value):
                 also = f" ({described.name} is the density)" if "--density" in option.flags else ""
                 raise ValueError(f"{described.name} must be {option.check[1]}, got {value!r}{also}")
+        if self.start == "paper" and (self.scale, self.degrees) != (1.0, "uniform"):
+            raise ValueError(
+                f"scale and degrees must be 1 and uniform where start is paper, got {self.scale:g} and {self.degrees}"
+            )
         if self.matched and self.s == 0:
             raise ValueError(f"s must be other than 0 where starts are matched, got {self.s}")
         for norm in self.norms:

@@ -14,6 +14,7 @@ from torch import nn
 from ..analysis import topology as analysis
 from ..models.groups import param_groups
 from . import data as data_module
+from .movement import Movement
 from .networks import build_network, rewirer
 from .results import PHASES
 from .settings import SCHEDULES, Settings
@@ -98,17 +99,23 @@ def train_epoch(
     epoch: int,
     generator: torch.Generator,
     tick: Callable[[int, float], None],
+    last: Callable[[], Any] = lambda: None,
 ) -> None:
-    """One pass in a new order. The loop slices pieces shuffled beforehand: at 10 rows a step, every call counts."""
+    """One pass in a new order; ``last`` is called before its last minibatch.
+
+    The loop slices pieces shuffled beforehand: at 10 rows a step, every call counts.
+    """
     inputs, targets = data.train_inputs, data.train_targets
     order = torch.randperm(len(targets), generator=generator).to(targets.device)
     chunk = max(1, CHUNK // settings.batch) * settings.batch
     steps, step = 0, (epoch - 1) * steps_of_epoch(data, settings)
-    total = settings.epochs * steps_of_epoch(data, settings)
+    ends, total = step + steps_of_epoch(data, settings), settings.epochs * steps_of_epoch(data, settings)
     rate = SCHEDULES[settings.schedule]
     for piece in order.split(chunk):
         rows = inputs[piece].float().mul_(data.scale)
         for x, y in zip(rows.split(settings.batch), targets[piece].split(settings.batch), strict=True):
+            if step + 1 == ends:
+                last()
             loss = nn.functional.cross_entropy(model(x), y)
             descent.step(loss, settings.lr * rate(step / total))
             step += 1
@@ -158,15 +165,23 @@ def train_network(
             inputs = hidden(data.test_inputs.float().mul_(data.scale))
             record.setdefault("inside", []).append({"epoch": epoch} | analysis.snapshot(layer, inputs))
 
+    observe = rewire.observe if rewire is not None and settings.grow == "gradient" else lambda: None
+    judged = settings.sample or len(data.train_targets)
     look(0)
     for epoch in range(1, settings.epochs + 1):
+        movement = Movement(analysis.first_sparse(model)[1]) if epoch in settings.moves else None
         start = time.perf_counter()
-        train_epoch(model, descent, data, settings, epoch, generator, guarded)
+        train_epoch(model, descent, data, settings, epoch, generator, guarded, observe)
         entry: dict[str, Any] = {"epoch": epoch, "seconds": time.perf_counter() - start}
+        if movement is not None:
+            record.setdefault("moves", []).append({"epoch": epoch} | movement.ended())
         for phase in PHASES:
-            if phase == "after" and rewire is not None:
+            if phase == "after":
+                if rewire is None:  # nothing has changed
+                    entry[phase] = dict(entry["before"])
+                    continue
                 rewire.step()
-            train = evaluate(model, data.train_inputs, data.train_targets, data.scale)
+            train = evaluate(model, data.train_inputs[:judged], data.train_targets[:judged], data.scale)
             test = evaluate(model, data.test_inputs, data.test_targets, data.scale)
             entry[phase] = {"train_cost": train[0], "test_cost": test[0], "test_accuracy": test[1]}
         record["epochs"].append(entry)

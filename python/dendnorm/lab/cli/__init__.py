@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from . import bench, demo, info, paper, train
+from . import bench, demo, info, paper, study, train
 
 __all__ = ["main"]
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="dendnorm", description="Sparse, dendritically normalised layers.")
     parser.add_argument("--version", action="version", version=f"dendnorm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for subcommand in (demo, train, paper, bench, info):
+    for subcommand in (demo, train, paper, study, bench, info):
         subcommand.add(commands)
     arguments = parser.parse_args(argv)
     with _terminated_as_interrupted() as terminated:

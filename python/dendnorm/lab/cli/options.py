@@ -11,7 +11,8 @@ from typing import Any
 
 from ..settings import Option, Settings, option_of
 
-__all__ = ["Listed", "add_output", "add_settings", "add_threads", "ended", "given_settings", "set_threads"]
+__all__ = ["Listed", "add_names", "add_output", "add_settings", "add_threads", "ended", "given_names",
+           "given_settings", "set_threads"]  # fmt: skip
 
 
 class Listed(argparse.Action):
@@ -104,6 +105,33 @@ def add_output(
     parser.add_argument("--out", metavar="DIR", help=f"folder where the results go ({where})")
     parser.add_argument("--overwrite", action="store_true", help="results that the folder holds may be replaced")
     parser.add_argument("--quiet", action="store_true", help=quiet)
+
+
+def add_names(parser: argparse.ArgumentParser, what: str) -> None:
+    """The names of a catalogue's entries, --list, and how many processes train them.
+
+    Args:
+        what: an entry is called.
+    """
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what --list names, by spaces or commas, or all")
+    parser.add_argument("--list", action="store_true", help="name what there is")
+    parser.add_argument("--root", metavar="DIR", help="folder that holds the folders of the data sets")
+    parser.add_argument("--data", action=Listed, metavar="NAME", help="only the networks for these data sets")
+    parser.add_argument("--trials", type=int, help=f"networks of each kind; left out: as the {what} says")
+    parser.add_argument("--epochs", type=int, help=f"passes over the training data; left out: as the {what} says")
+    parser.add_argument("--workers", type=int, help="processes; left out: one for each core")
+
+
+def given_names(arguments: argparse.Namespace, catalogue: Collection[str]) -> list[str]:
+    """The names that a command line asks for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    names = [name for text in arguments.names for name in text.split(",") if name]
+    if not names:
+        raise ValueError("a NAME is needed, or --list")
+    return list(catalogue) if names == ["all"] else names
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import torch
 
 from ..._extras import require
 from ...analysis.style import save
-from .. import data as data_module
 from .. import trials as trial_runner
+from ..asked import answers, available, of_data
 from ..report import open_folder, write_text
 from ..results import summarise
 from ..search import SEARCHED, search
@@ -88,11 +88,8 @@ def _wanted(
     quick: bool,
 ) -> tuple[list[Panel], list[str]]:
     """The panels to train, as asked for, and the titles of those whose data are not there."""
-    panels = [panel for panel in EXPERIMENTS[name].panels if data is None or panel.settings.data in data]
-    if not panels:
-        had = ", ".join(sorted({panel.settings.data for panel in EXPERIMENTS[name].panels}))
-        raise ValueError(f"data must be among those of {name} ({had}), got {', '.join(data or ())}")
-    present, missing = [], {}
+    panels = of_data(name, EXPERIMENTS[name].panels, data)
+    wanted = []
     for panel in map(_quick, panels) if quick else panels:
         length = panel.settings.epochs if epochs is None else epochs
         settings = replace(
@@ -102,14 +99,8 @@ def _wanted(
             epochs=length,
             inspect=tuple(epoch for epoch in panel.settings.inspect if epoch <= length),
         )
-        try:
-            data_module.locate(settings.data, settings.root)
-            present.append(replace(panel, settings=settings))
-        except FileNotFoundError as error:
-            missing[panel.title] = error
-    if not present:
-        raise next(iter(missing.values()))
-    return present, list(missing)
+        wanted.append(replace(panel, settings=settings))
+    return available(wanted)
 
 
 def run(
@@ -160,22 +151,9 @@ def run(
         "missing": missing,
         "panels": [_described(panel) for panel in present],
     }
-    out = open_folder(out, f"{name}.json", overwrite or _answers(Path(out) / f"{name}.json", request))
+    out = open_folder(out, f"{name}.json", overwrite or answers(Path(out) / f"{name}.json", request))
     results = request | {"panels": collect(present, out / "trials", workers, progress)}
     write_text(out / f"{name}.json", json.dumps(results, indent=1))
     write_text(out / f"{name}.md", table(results))
     save(FIGURES[experiment.layout](results), out / f"{name}.png")
     return results
-
-
-def _answers(path: Path, request: Mapping[str, Any]) -> bool:
-    """Whether a file holds what a request would give again."""
-    try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        asked = json.loads(json.dumps(request))
-        for panel, wanted in zip(held["panels"], asked["panels"], strict=True):
-            if {key: panel[key] for key in wanted} != wanted:
-                return False
-        return all(held[key] == asked[key] for key in asked if key != "panels")
-    except (FileNotFoundError, KeyError, TypeError, ValueError):
-        return False
