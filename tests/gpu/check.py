@@ -58,6 +58,11 @@ class Outcome:
     result: object = None
 
 
+def heed_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so does all that is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def end(process: subprocess.Popen, grace: float) -> None:
     """Interrupt a step, wait a little, and end all that it started."""
     for number, patience in ((signal.SIGINT, grace), (signal.SIGKILL, None)):
@@ -75,7 +80,8 @@ def run_step(step: Step, limit: float, log: Path) -> Outcome:
     grace = min(GRACE, limit / 4)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(step.command, cwd=ROOT, env=os.environ | step.environment, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+                                   stderr=subprocess.STDOUT, start_new_session=True,
+                                   preexec_fn=heed_interrupts)  # fmt: skip
         try:
             code = process.wait(timeout=limit - grace)
             status, reason = ("passed", "") if code == 0 else ("failed", f"exit status {code}")
