@@ -14,18 +14,18 @@ namespace dendnorm::cpu {
 struct RunShape {
   int rows, columns;
 };
-#define DENDNORM_RUN_SHAPES(X)                                                                                         \
-  X(1, 1)                                                                                                              \
-  X(1, 2)                                                                                                              \
-  X(1, 3)                                                                                                              \
-  X(1, 4)                                                                                                              \
-  X(1, 5)                                                                                                              \
-  X(1, 6)                                                                                                              \
-  X(1, 7)                                                                                                              \
-  X(1, 8)                                                                                                              \
-  X(1, 10)                                                                                                             \
-  X(1, 12) X(1, 14) X(2, 2) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(2, 10) X(2, 12) X(2, 14) X(3, 4) X(4, 2) X(4, 3) \
-      X(4, 4)
+#define DENDNORM_RUN_SHAPES(X) \
+  X(1, 1)                      \
+  X(1, 2)                      \
+  X(1, 3)                      \
+  X(1, 4)                      \
+  X(1, 5)                      \
+  X(1, 6)                      \
+  X(1, 7)                      \
+  X(1, 8)                      \
+  X(1, 10)                     \
+  X(1, 12)                     \
+  X(1, 14) X(2, 2) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(2, 10) X(2, 12) X(2, 14) X(3, 4) X(4, 2) X(4, 3) X(4, 4)
 
 // What an instruction set has room for: samples in a vector, and positions in registers, of both passes.
 struct ConvLimits {
