@@ -11,8 +11,8 @@ from typing import Any
 
 from ..settings import Option, Settings, option_of
 
-__all__ = ["Listed", "add_names", "add_output", "add_settings", "add_threads", "ended", "given_names",
-           "given_settings", "set_threads"]  # fmt: skip
+__all__ = ["Listed", "add_names", "add_output", "add_settings", "add_threads", "ended", "given_settings",
+           "run_names", "set_threads"]  # fmt: skip
 
 
 class Listed(argparse.Action):
@@ -122,16 +122,42 @@ def add_names(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--workers", type=int, help="processes; left out: one for each core")
 
 
-def given_names(arguments: argparse.Namespace, catalogue: Collection[str]) -> list[str]:
-    """The names that a command line asks for.
+def run_names(
+    arguments: argparse.Namespace,
+    catalogue: Mapping[str, Any],
+    run: Callable[..., dict[str, Any]],
+    table: Callable[[dict[str, Any]], str],
+    out: str,
+    files: str,
+    **options: Any,
+) -> int:
+    """Make the entries of a catalogue that a command line names, one by one, or list them.
+
+    Args:
+        catalogue: the entries, each with a title, by name.
+        run: makes one of them, from its name, the folder, `options` and what ``add_names``, ``add_output`` and
+            --quick read.
+        table: of what `run` gives, to be printed.
+        out: the folder where none is given.
+        files: what one entry leaves there, of its "{name}".
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no name.
     """
+    if arguments.list:
+        for name, entry in catalogue.items():
+            print(f"{name:10}{entry.title}")
+        return 0
     names = [name for text in arguments.names for name in text.split(",") if name]
     if not names:
         raise ValueError("a NAME is needed, or --list")
-    return list(catalogue) if names == ["all"] else names
+    out = arguments.out or out
+    options |= {key: getattr(arguments, key)
+                for key in ("root", "data", "trials", "epochs", "quick", "workers", "overwrite")}  # fmt: skip
+    for name in catalogue if names == ["all"] else names:
+        print(table(run(name, out, progress=not arguments.quiet, **options)))
+        print(f"Written to {out}: {files.format(name=name)}")
+    return 0
 
 
 def add_threads(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_names, add_output, given_names
+from .options import add_names, add_output, run_names
 
 __all__ = ["add"]
 
@@ -28,19 +28,5 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from .. import paper
 
-    if arguments.list:
-        for name, experiment in paper.EXPERIMENTS.items():
-            print(f"{name:10}{experiment.title}")
-        return 0
-    out = arguments.out or OUT
-    for name in given_names(arguments, paper.EXPERIMENTS):
-        results = paper.run(
-            name,
-            out,
-            progress=not arguments.quiet,
-            **{key: getattr(arguments, key)
-               for key in ("root", "data", "trials", "epochs", "quick", "workers", "overwrite")},
-        )  # fmt: skip
-        print(paper.table(results))
-        print(f"Written to {out}: {name}.json, {name}.md and {name}.png")
-    return 0
+    files = "{name}.json, {name}.md and {name}.png"
+    return run_names(arguments, paper.EXPERIMENTS, paper.run, paper.table, OUT, files)

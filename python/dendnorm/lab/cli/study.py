@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import Listed, add_names, add_output, given_names
+from .options import Listed, add_names, add_output, run_names
 
 __all__ = ["add"]
 
@@ -35,20 +35,14 @@ def add(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from .. import study
 
-    if arguments.list:
-        for name, one in study.STUDIES.items():
-            print(f"{name:10}{one.title}")
-        return 0
-    out = arguments.out or OUT
-    for name in given_names(arguments, study.STUDIES):
-        results = study.run(
-            name,
-            out,
-            densities=arguments.density,
-            progress=not arguments.quiet,
-            **{key: getattr(arguments, key)
-               for key in ("root", "data", "trials", "epochs", "quick", "same", "workers", "overwrite")},
-        )  # fmt: skip
-        print(study.table(results))
-        print(f"Written to {out}: {name}.json, {name}.md, {name}.csv and {name}.png")
-    return 0
+    files = "{name}.json, {name}.md, {name}.csv and {name}.png"
+    return run_names(
+        arguments,
+        study.STUDIES,
+        study.run,
+        study.table,
+        OUT,
+        files,
+        densities=arguments.density,
+        same=arguments.same,
+    )
