@@ -12,7 +12,7 @@ from .._arguments import connections, features, value_dtype
 from ..ops import library as _ops
 from .linear import SparseLinear
 from .norms import keeps_values
-from .plain import widened
+from .plain import column_numbers
 
 __all__ = ["FrozenLinear"]
 
@@ -129,7 +129,7 @@ class FrozenLinear(nn.Module):
         """The weights as a torch CSR tensor (M, N) with int32 indices and memory of its own."""
         return torch.sparse_csr_tensor(
             self.crow_indices.clone(),
-            widened(self.col_indices).clone(),
+            column_numbers(self.col_indices).clone(),
             self.weight.clone(),
             (self.out_features, self.in_features),
             check_invariants=False,  # the pattern was checked when it came
@@ -146,7 +146,7 @@ class FrozenLinear(nn.Module):
             and not (crow.is_meta or col.is_meta)
             and (crow.shape, col.shape) == (self.crow_indices.shape, self.col_indices.shape)
         ):
-            crow, col = crow.int(), widened(col)
+            crow, col = crow.int(), column_numbers(col)
             try:
                 _ops.check_view(crow, col, self.out_features, self.in_features, *names)
             except ValueError as error:

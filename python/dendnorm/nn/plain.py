@@ -6,7 +6,7 @@ import sys
 
 import torch
 
-__all__ = ["effective_weight", "frozen_linear", "refuse_trace", "sparse_conv2d", "sparse_linear", "widened"]
+__all__ = ["column_numbers", "effective_weight", "frozen_linear", "refuse_trace", "sparse_conv2d", "sparse_linear"]
 
 
 def refuse_trace() -> None:
@@ -132,7 +132,7 @@ def sparse_conv2d(
     return torch.conv2d(images, filters, bias, stride, 0, dilation, groups).to(input.dtype)
 
 
-def widened(col_indices: torch.Tensor) -> torch.Tensor:
+def column_numbers(col_indices: torch.Tensor) -> torch.Tensor:
     """The indices of a frozen layer as int32: int16 has the bits of unsigned numbers."""
     return col_indices.int() & 0xFFFF if col_indices.dtype == torch.int16 else col_indices.int()
 
@@ -151,7 +151,7 @@ def frozen_linear(
     entries = torch.arange(weight.shape[0], device=weight.device)
     row = torch.searchsorted(crow_indices.long(), entries, right=True) - 1
     dense = torch.zeros(rows * in_features, dtype=weight.dtype, device=weight.device)
-    dense = dense.index_copy(0, row * in_features + widened(col_indices).long(), weight).view(rows, in_features)
+    dense = dense.index_copy(0, row * in_features + column_numbers(col_indices).long(), weight).view(rows, in_features)
     output = torch.matmul(input.to(weight.dtype), dense.t())
     if bias is not None:
         output = output + bias
