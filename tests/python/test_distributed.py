@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from sharded_runs import batches, step
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -32,17 +33,6 @@ def network(norm: str = "l0") -> nn.Sequential:
         nn.Tanh(),
         nn.Linear(8, 3),
     )
-
-
-def batches(count: int, size: int = 8) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(size, 12, generator=generator) for _ in range(count)]
-
-
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> None:
-    optimizer.zero_grad()
-    model(x).square().mean().backward()
-    optimizer.step()
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
