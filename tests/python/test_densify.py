@@ -155,6 +155,14 @@ def test_onnx_of_a_sparse_model(tmp_path):
     assert any("dendnorm" in str(node.target) for node in program.graph.nodes)  # nothing else decomposes it
 
 
+def test_inductor_finds_no_decomposition_of_ours():
+    # It calls the ops as they are; one that could be decomposed instead it refuses where the environment says CI.
+    from torch._decomp import get_decompositions
+
+    ops = [op for op in dendnorm.decompositions() if op.namespace == "dendnorm"]
+    assert len(ops) == 4 and get_decompositions(ops) == {}
+
+
 def exported(model: nn.Module, x: torch.Tensor) -> torch.export.ExportedProgram:
     return torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable
 from typing import Any
 
@@ -40,13 +41,15 @@ _OURS: dict[OpOverload, Callable[..., Any]] = {
 
 
 def _register() -> None:
-    """Let ``torch.onnx.export`` find the decompositions, which looks among those that PyTorch has."""
+    """Let ``torch.onnx.export`` find the decompositions, which looks among those that ``torch._decomp`` names."""
     try:
         from torch._decomp import decomposition_table, meta_table
     except ImportError:  # private names, which may move
         return
-    for op, function in _OURS.items():
-        decomposition_table[op] = function
+    # Not into the table itself: there Inductor would find them, which calls the ops as they are, and which refuses
+    # an op called so that has a decomposition wherever the environment says CI.
+    torch._decomp.decomposition_table = ChainMap[Any, Any](_OURS, decomposition_table)  # type: ignore[assignment]
+    for op in _OURS:
         # Fake tensors of unknown size would be sent through it, too, unless shapes have a rule in Python.
         meta_table[op] = op
 
