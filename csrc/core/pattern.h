@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "core/macros.h"
 
@@ -59,25 +61,49 @@ inline PatternCheck check_pattern(const std::int32_t* compressed, std::int64_t s
   return {};
 }
 
-// The other view of a sound pattern, by counting: compressed_t (size + 1,), indices_t (nnz,) and perm (nnz,), which
-// holds for each entry of the other view its position in this one.
-inline void transpose_pattern(const std::int32_t* compressed, std::int64_t segments, const std::int32_t* indices,
-                              std::int64_t size, std::int32_t* compressed_t, std::int32_t* indices_t,
-                              std::int32_t* perm) {
-  const std::int64_t nnz = compressed[segments];
-  std::fill(compressed_t, compressed_t + size + 1, 0);
-  for (std::int64_t k = 0; k < nnz; ++k) ++compressed_t[indices[k] + 1];
-  for (std::int64_t i = 0; i < size; ++i) compressed_t[i + 1] += compressed_t[i];
-  // compressed_t[i] is where the next entry of i goes, and so in the end where those of i + 1 begin.
-  for (std::int64_t j = 0; j < segments; ++j) {
-    for (std::int64_t k = compressed[j]; k < compressed[j + 1]; ++k) {
-      const std::int32_t to = compressed_t[indices[k]]++;
-      indices_t[to] = static_cast<std::int32_t>(j);
-      perm[to] = static_cast<std::int32_t>(k);
-    }
+// Calls body(part) for every part.
+struct OneByOne {
+  template <class F>
+  void operator()(std::int64_t parts, const F& body) const {
+    for (std::int64_t part = 0; part < parts; ++part) body(part);
   }
-  for (std::int64_t i = size; i > 0; --i) compressed_t[i] = compressed_t[i - 1];
-  compressed_t[0] = 0;
+};
+
+// The other view of a sound pattern, by counting: compressed_t (size + 1,), indices_t (nnz,) and perm (nnz,), which
+// holds for each entry of the other view its position in this one. `for_each` may run the parts at the same time; the
+// result is the same, however many they are.
+template <class ForEach = OneByOne>
+void transpose_pattern(const std::int32_t* compressed, std::int64_t segments, const std::int32_t* indices,
+                       std::int64_t size, std::int32_t* compressed_t, std::int32_t* indices_t, std::int32_t* perm,
+                       std::int64_t parts = 1, const ForEach& for_each = {}) {
+  const std::int64_t nnz = compressed[segments];
+  // How many entries of i a part has; then where the next of them goes.
+  std::vector<std::int32_t> next(parts * size);
+  const auto first_of = [=](std::int64_t part) {
+    return std::lower_bound(compressed, compressed + segments, nnz * part / parts) - compressed;
+  };
+  for_each(parts, [&](std::int64_t part) {
+    std::int32_t* mine = next.data() + part * size;
+    const std::int64_t end = compressed[first_of(part + 1)];
+    for (std::int64_t k = compressed[first_of(part)]; k < end; ++k) ++mine[indices[k]];
+  });
+  std::int32_t begin = 0;
+  for (std::int64_t i = 0; i < size; ++i) {
+    compressed_t[i] = begin;
+    for (std::int64_t part = 0; part < parts; ++part) begin += std::exchange(next[part * size + i], begin);
+  }
+  compressed_t[size] = begin;
+  for_each(parts, [&](std::int64_t part) {
+    std::int32_t* mine = next.data() + part * size;
+    const std::int64_t last = first_of(part + 1);
+    for (std::int64_t j = first_of(part); j < last; ++j) {
+      for (std::int64_t k = compressed[j]; k < compressed[j + 1]; ++k) {
+        const std::int32_t to = mine[indices[k]]++;
+        indices_t[to] = static_cast<std::int32_t>(j);
+        perm[to] = static_cast<std::int32_t>(k);
+      }
+    }
+  });
 }
 
 // Whether two views look like those of one pattern, from four of its entries: enough for a view that is left over from
@@ -120,11 +146,21 @@ DENDNORM_HD inline std::uint64_t mark_of_entry(const std::int32_t* ccol_indices,
 
 DENDNORM_HD inline double mark_byte(std::uint64_t sum, int i) { return static_cast<double>((sum >> (8 * i)) & 0xFF); }
 
+// The sum over entries [begin, end).
+inline std::uint64_t mark_of_entries(const std::int32_t* ccol_indices, std::int64_t pointers,
+                                     const std::int32_t* row_indices, std::int64_t begin, std::int64_t end) {
+  std::uint64_t sum = 0;
+  for (std::int64_t k = begin; k < end; ++k) sum += mark_of_entry(ccol_indices, pointers, row_indices, k);
+  return sum;
+}
+
+inline void write_mark(std::uint64_t sum, double* marks) {
+  for (int i = 0; i < kMarks; ++i) marks[i] = mark_byte(sum, i);
+}
+
 inline void pattern_mark(const std::int32_t* ccol_indices, std::int64_t pointers, const std::int32_t* row_indices,
                          std::int64_t nnz, double* marks) {
-  std::uint64_t sum = 0;
-  for (std::int64_t k = 0; k < pointers + nnz; ++k) sum += mark_of_entry(ccol_indices, pointers, row_indices, k);
-  for (int i = 0; i < kMarks; ++i) marks[i] = mark_byte(sum, i);
+  write_mark(mark_of_entries(ccol_indices, pointers, row_indices, 0, pointers + nnz), marks);
 }
 
 }  // namespace dendnorm

@@ -128,21 +128,44 @@ class Bijection {
 
   DENDNORM_HD std::uint64_t operator()(std::uint64_t value) const {
     do {
-      value = once(value);
+      once<1>(&value);
     } while (value >= size_);
     return value;
   }
 
- private:
-  DENDNORM_HD std::uint64_t once(std::uint64_t value) const {
-    std::uint64_t left = value % left_, right = value / left_;
-    for (std::uint64_t round = 0; round < static_cast<std::uint64_t>(rounds_); round += 2) {
-      left += below(left_, round << 32 | right);
-      if (left >= left_) left -= left_;
-      right += below(right_, (round + 1) << 32 | left);
-      if (right >= right_) right -= right_;
+  // Of numbers from `first` on, to images[0], ..., several at a time: the steps for one wait for each other.
+  void images_of(std::uint64_t first, std::uint64_t* images, std::int64_t count) const {
+    constexpr int kTogether = 8;
+    std::int64_t i = 0;
+    for (; i + kTogether <= count; i += kTogether) {
+      for (int j = 0; j < kTogether; ++j) images[i + j] = first + i + j;
+      once<kTogether>(images + i);
+      for (int j = 0; j < kTogether; ++j) {
+        if (images[i + j] >= size_) images[i + j] = (*this)(images[i + j]);
+      }
     }
-    return left + left_ * right;
+    for (; i < count; ++i) images[i] = (*this)(first + i);
+  }
+
+ private:
+  template <int kTogether>
+  DENDNORM_HD void once(std::uint64_t* values) const {
+    std::uint64_t left[kTogether], right[kTogether];
+    for (int i = 0; i < kTogether; ++i) {
+      left[i] = values[i] % left_;
+      right[i] = values[i] / left_;
+    }
+    for (std::uint64_t round = 0; round < static_cast<std::uint64_t>(rounds_); round += 2) {
+      for (int i = 0; i < kTogether; ++i) {
+        left[i] += below(left_, round << 32 | right[i]);
+        if (left[i] >= left_) left[i] -= left_;
+      }
+      for (int i = 0; i < kTogether; ++i) {
+        right[i] += below(right_, (round + 1) << 32 | left[i]);
+        if (right[i] >= right_) right[i] -= right_;
+      }
+    }
+    for (int i = 0; i < kTogether; ++i) values[i] = left[i] + left_ * right[i];
   }
 
   // A number in [0, limit), limit <= 2^31 + 1, from the finaliser of SplitMix64.

@@ -57,4 +57,19 @@ void on_threads(std::int64_t items, std::int64_t grain, const F& body) {
 #endif
 }
 
+// Parts of at least `grain` items, as many as there are threads at most.
+inline std::int64_t parts_of(std::int64_t items, std::int64_t grain) {
+  return std::clamp<std::int64_t>(items / grain, 1, at::get_num_threads());
+}
+
+// Calls body(part) for every part, possibly at the same time.
+struct PartsOnThreads {
+  template <class F>
+  void operator()(std::int64_t parts, const F& body) const {
+    on_threads(parts, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t part = begin; part < end; ++part) body(part);
+    });
+  }
+};
+
 }  // namespace dendnorm::ops

@@ -4,9 +4,12 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
+#include <atomic>
+#include <cstdint>
 #include <tuple>
 
 #include "core/pattern.h"
+#include "ops/parallel.h"
 #include "ops/require.h"
 
 namespace dendnorm::ops {
@@ -27,16 +30,17 @@ void check_pattern_meta(const Tensor& compressed, const Tensor& indices, std::in
 }
 
 constexpr PatternNames kNames{"compressed", "indices"};
+constexpr std::int64_t kGrain = 16384;  // entries for one thread
 
 std::tuple<Tensor, Tensor, Tensor> transpose_pattern_cpu(const Tensor& compressed, const Tensor& indices,
                                                          std::int64_t size, bool sound) {
   auto result = empty_transpose(compressed, indices, size);
   const Tensor from = compressed.contiguous(), entries = indices.contiguous();
   if (!sound) check_pattern_content("transpose_pattern", from, entries, size, kNames);
-  transpose_pattern(from.const_data_ptr<std::int32_t>(), from.numel() - 1, entries.const_data_ptr<std::int32_t>(), size,
-                    std::get<0>(result).mutable_data_ptr<std::int32_t>(),
-                    std::get<1>(result).mutable_data_ptr<std::int32_t>(),
-                    std::get<2>(result).mutable_data_ptr<std::int32_t>());
+  transpose_pattern(
+      from.const_data_ptr<std::int32_t>(), from.numel() - 1, entries.const_data_ptr<std::int32_t>(), size,
+      std::get<0>(result).mutable_data_ptr<std::int32_t>(), std::get<1>(result).mutable_data_ptr<std::int32_t>(),
+      std::get<2>(result).mutable_data_ptr<std::int32_t>(), parts_of(entries.numel(), kGrain), PartsOnThreads{});
   return result;
 }
 
@@ -49,8 +53,12 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_meta(const Tensor& compress
 Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
   Tensor marks = empty_mark(ccol_indices, row_indices);
   const Tensor ccol = ccol_indices.contiguous(), row = row_indices.contiguous();
-  pattern_mark(ccol.const_data_ptr<std::int32_t>(), ccol.numel(), row.const_data_ptr<std::int32_t>(), row.numel(),
-               marks.mutable_data_ptr<double>());
+  std::atomic<std::uint64_t> sum = 0;
+  on_threads(ccol.numel() + row.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+    sum += mark_of_entries(ccol.const_data_ptr<std::int32_t>(), ccol.numel(), row.const_data_ptr<std::int32_t>(), begin,
+                           end);
+  });
+  write_mark(sum, marks.mutable_data_ptr<double>());
   return marks;
 }
 

@@ -27,7 +27,8 @@ namespace {
 
 using at::Tensor;
 
-constexpr std::int64_t kGrain = 1024;  // random numbers for one thread
+constexpr std::int64_t kGrain = 1024;     // random numbers for one thread
+constexpr std::int64_t kEntries = 16384;  // of a pattern, for one thread
 
 Status* status_of(const OptionalTensor& status) {
   return given(status) ? reinterpret_cast<Status*>(status->mutable_data_ptr<std::int64_t>()) : nullptr;
@@ -75,23 +76,27 @@ std::tuple<Tensor, Tensor, Tensor> excise_cpu(const Tensor& ccol_indices, const 
     std::fill_n(others.begin(), k, std::uint8_t{1});
     gone = others.data();
   }
-  excise(pointers.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>(), pointers.numel() - 1, gone,
-         std::get<0>(result).mutable_data_ptr<std::int32_t>(), std::get<1>(result).mutable_data_ptr<std::int32_t>(),
-         std::get<2>(result).mutable_data_ptr<std::int32_t>());
+  auto& [ccol_left, row_left, removed] = result;
+  const auto* ccol = pointers.const_data_ptr<std::int32_t>();
+  const auto* row = entries.const_data_ptr<std::int32_t>();
+  const std::vector<Columns> parts = columns_in_parts(ccol, pointers.numel() - 1, gone, parts_of(nnz, kEntries));
+  PartsOnThreads{}(static_cast<std::int64_t>(parts.size()), [&](std::int64_t part) {
+    excise(ccol, row, parts[part], gone, ccol_left.mutable_data_ptr<std::int32_t>(),
+           row_left.mutable_data_ptr<std::int32_t>(), removed.mutable_data_ptr<std::int32_t>());
+  });
   return result;
 }
 
 // The first `count` numbers of a bijection, in order.
 void draw_sorted(std::int64_t* numbers, std::int64_t count, const Bijection& shuffled, int bits) {
-  on_threads(count, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) numbers[i] = static_cast<std::int64_t>(shuffled(i));
-  });
+  auto* first = reinterpret_cast<std::uint64_t*>(numbers);
+  on_threads(count, kGrain,
+             [&](std::int64_t begin, std::int64_t end) { shuffled.images_of(begin, first + begin, end - begin); });
   if (count < 2048) {
     std::sort(numbers, numbers + count);
     return;
   }
   const auto other = std::make_unique_for_overwrite<std::uint64_t[]>(count);
-  auto* first = reinterpret_cast<std::uint64_t*>(numbers);
   const std::uint64_t* sorted = sort_numbers(first, other.get(), count, bits);
   if (sorted != first) std::copy(sorted, sorted + count, first);
 }
@@ -114,11 +119,11 @@ Tensor empty_positions_cpu(const Tensor& ccol_indices, const Tensor& row_indices
     std::iota(keys, keys + k, 0);
   }
   // A walk costs as many steps as there are connections, a search two logarithms for each key.
-  if (k > entries.numel() / 16) {
-    empty_keys(keys, k, ccol, row, rows);
-  } else {
-    for (std::int64_t i = 0; i < k; ++i) keys[i] = empty_key(keys[i], ccol, row, rows, cols);
-  }
+  const bool walk = k > entries.numel() / 16;
+  on_threads(k, kGrain, [&](std::int64_t begin, std::int64_t end) {
+    if (walk) return empty_keys(keys + begin, end - begin, ccol, row, rows, cols);
+    for (std::int64_t i = begin; i < end; ++i) keys[i] = empty_key(keys[i], ccol, row, rows, cols);
+  });
   return result;
 }
 
@@ -146,10 +151,16 @@ std::tuple<Tensor, Tensor, Tensor> replace_connections_cpu(const Tensor& ccol_in
   auto* from = source.mutable_data_ptr<std::int32_t>();
   Status found = fault_of_keys(key, count, nnz - std::count(gone, gone + nnz, std::uint8_t{0}), rows * cols);
   if (found.code == kClear) {
-    const std::int64_t taken = replace_connections(
-        pointers.const_data_ptr<std::int32_t>(), entries.const_data_ptr<std::int32_t>(), rows, cols, gone, key, count,
-        new_ccol.mutable_data_ptr<std::int32_t>(), new_row.mutable_data_ptr<std::int32_t>(), from);
-    if (taken >= 0) found = {code_of(Fault::kOccupied, taken), {key[taken], rows}};
+    const auto* ccol = pointers.const_data_ptr<std::int32_t>();
+    const std::vector<Columns> parts = columns_in_parts(ccol, cols, gone, parts_of(nnz, kEntries));
+    std::vector<std::int64_t> taken(parts.size());
+    PartsOnThreads{}(static_cast<std::int64_t>(parts.size()), [&](std::int64_t part) {
+      taken[part] = replace_connections(ccol, entries.const_data_ptr<std::int32_t>(), rows, parts[part], gone, key,
+                                        count, new_ccol.mutable_data_ptr<std::int32_t>(),
+                                        new_row.mutable_data_ptr<std::int32_t>(), from);
+    });
+    const auto first = std::find_if(taken.begin(), taken.end(), [](std::int64_t position) { return position >= 0; });
+    if (first != taken.end()) found = {code_of(Fault::kOccupied, *first), {key[*first], rows}};
   }
   if (found.code != kClear) {
     report(status, found);
@@ -192,24 +203,40 @@ template <class T>
 void carry_words(const Tensor& values, const Tensor& source, const Tensor& fill, Tensor& result) {
   const auto* from = source.const_data_ptr<std::int32_t>();
   const auto* fills = static_cast<const T*>(fill.const_data_ptr());
+  const auto* old = static_cast<const T*>(values.const_data_ptr());
   auto* to = static_cast<T*>(result.mutable_data_ptr());
-  if (values.is_same(result)) return carry_in_order(to, from, values.numel(), fills, fill.dim());
-  carry(static_cast<const T*>(values.const_data_ptr()), from, values.numel(), fills, fill.dim(), to);
+  const std::int64_t n = values.numel(), stride = fill.dim();
+  if (values.is_same(result)) return carry_in_order(to, from, n, fills, stride);
+  on_threads(n, kEntries, [&](std::int64_t begin, std::int64_t end) {
+    const std::int64_t before = stride == 0 ? 0 : std::count(from, from + begin, -1);
+    carry(old, from + begin, end - begin, fills + before * stride, stride, to + begin);
+  });
 }
 
 struct Pair64 {
   std::uint64_t word[2];
 };
 
+// Memory for a copy; undefined where there is none.
+Tensor spare(const Tensor& values) {
+  try {
+    return at::empty_like(values);
+  } catch (const c10::Error&) {
+  } catch (const std::bad_alloc&) {
+  }
+  return {};
+}
+
 void carry_cpu(Tensor& values, const Tensor& source, const Tensor& fill, bool sound, const OptionalTensor& status) {
   check_carry(values, source, fill, status);
   const Tensor sources = source.contiguous(), fills = fill.contiguous(), old = values.contiguous();
   if (!sound) check_source(sources, fill);
   if (!is_clear(status)) return;
+  Tensor result = spare(old);
   // A rewiring writes when everything is known, and must not run out of memory half-way.
-  const bool in_place = values.is_contiguous() && !values.is_inference() && !values.is_neg() && !values.is_conj() &&
-                        keeps_order(sources.const_data_ptr<std::int32_t>(), sources.numel());
-  Tensor result = in_place ? values : at::empty_like(old);
+  const bool in_place = !result.defined() && values.is_contiguous() && !values.is_inference() && !values.is_neg() &&
+                        !values.is_conj() && keeps_order(sources.const_data_ptr<std::int32_t>(), sources.numel());
+  if (!result.defined()) result = in_place ? values : at::empty_like(old);
   // Values are moved, never read: their size is all that matters.
   switch (old.element_size()) {
     case 1: carry_words<std::uint8_t>(old, sources, fills, result); break;

@@ -80,7 +80,7 @@ TEST(TransposePattern, AgreesWithTheTransposedMask) {
     const Compressed here = compressed_of(mask), want = compressed_of(turned);
     Indices pointers(size + 1, -7), indices(here.indices.size(), -7), perm(here.indices.size(), -7);
     transpose_pattern(here.pointers.data(), static_cast<std::int64_t>(segments), here.indices.data(),
-                      static_cast<std::int64_t>(size), pointers.data(), indices.data(), perm.data());
+                      static_cast<std::int64_t>(size), pointers.data(), indices.data(), perm.data(), 1 + random() % 4);
     ASSERT_EQ(pointers, want.pointers);
     ASSERT_EQ(indices, want.indices);
     for (std::size_t i = 0; i < size; ++i) {

@@ -123,11 +123,14 @@ TEST(Normal, BitsAreTheSameOnEveryMachine) {
 TEST(Bijection, MapsEverySmallRangeOntoItself) {
   for (std::uint64_t size = 1; size <= 300; ++size) {
     const Bijection shuffled(size, stream_of(size, 0, 0, Purpose::kPosition));
+    std::vector<std::uint64_t> images(size);
+    shuffled.images_of(0, images.data(), static_cast<std::int64_t>(size));
     std::vector<bool> hit(size);
     for (std::uint64_t i = 0; i < size; ++i) {
       const std::uint64_t to = shuffled(i);
       ASSERT_LT(to, size);
       ASSERT_FALSE(hit[to]) << "size " << size;
+      ASSERT_EQ(images[i], to);
       hit[to] = true;
     }
   }

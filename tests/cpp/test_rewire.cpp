@@ -121,8 +121,9 @@ TEST(EmptyKeys, AreThoseOfASearchForEach) {
       numbers.push_back(static_cast<std::int64_t>(i));
       want.push_back(empty[i]);
     }
-    dendnorm::empty_keys(numbers.data(), static_cast<std::int64_t>(numbers.size()), c.ccol.data(), c.row.data(),
-                         c.rows);
+    const auto count = static_cast<std::int64_t>(numbers.size()), middle = count / 2;
+    dendnorm::empty_keys(numbers.data(), middle, c.ccol.data(), c.row.data(), c.rows, c.cols);
+    dendnorm::empty_keys(numbers.data() + middle, count - middle, c.ccol.data(), c.row.data(), c.rows, c.cols);
     ASSERT_EQ(numbers, want);
   }
 }
@@ -149,6 +150,57 @@ TEST(EmptyKey, CountsInSixtyFourBits) {
   EXPECT_EQ(empty_key(rows * cols - 2, c.ccol.data(), c.row.data(), rows, cols), rows * cols - 1);
 }
 
+TEST(ColumnsInParts, CoverAllAndCountWhatIsDropped) {
+  std::mt19937 random(8);
+  for (int round = 0; round < 500; ++round) {
+    const Case c = random_case(random);
+    std::vector<std::uint8_t> dropped(c.keys.size() + 1);
+    for (auto& byte : dropped) byte = random() % 3;
+    const std::int64_t parts = 1 + random() % 20;
+    const auto found = columns_in_parts(c.ccol.data(), c.cols, dropped.data(), parts);
+    ASSERT_EQ(static_cast<std::int64_t>(found.size()), parts);
+    std::int64_t end = 0;
+    for (const Columns& part : found) {
+      ASSERT_EQ(part.begin, end);
+      ASSERT_LE(part.begin, part.end);
+      const auto begin = dropped.begin();
+      ASSERT_EQ(part.dropped_before, c.ccol[part.begin] - std::count(begin, begin + c.ccol[part.begin], 0));
+      end = part.end;
+    }
+    ASSERT_EQ(end, c.cols);
+  }
+}
+
+TEST(Excise, IsACopyOfWhatStays) {
+  std::mt19937 random(9);
+  for (int round = 0; round < 1000; ++round) {
+    // Columns above 256 connections, too, which are taken in blocks.
+    Case c = random_case(random);
+    if (round % 20 == 0) {
+      Keys keys(3 * 700);
+      std::iota(keys.begin(), keys.end(), 0);
+      c = case_of(700, 3, keys);
+    }
+    const auto nnz = static_cast<std::int64_t>(c.keys.size());
+    std::vector<std::uint8_t> dropped(nnz + 1, 0);
+    Keys stays;
+    Indices goes;
+    for (std::int64_t k = 0; k < nnz; ++k) {
+      dropped[k] = std::vector<std::uint8_t>{0, 0, 1, 255}[random() % 4];
+      if (dropped[k] == 0) stays.push_back(c.keys[k]);
+      if (dropped[k] != 0) goes.push_back(static_cast<std::int32_t>(k));
+    }
+    const Case want = case_of(c.rows, c.cols, stays);
+    Indices ccol(c.cols + 1, -7), row(stays.size(), -7), removed(goes.size(), -7);
+    for (const Columns& part : columns_in_parts(c.ccol.data(), c.cols, dropped.data(), 1 + random() % 4)) {
+      excise(c.ccol.data(), c.row.data(), part, dropped.data(), ccol.data(), row.data(), removed.data());
+    }
+    ASSERT_EQ(ccol, want.ccol);
+    ASSERT_EQ(row, want.row);
+    ASSERT_EQ(removed, goes);
+  }
+}
+
 TEST(ReplaceConnections, KeepsTheOrderAndTellsWhereEachCameFrom) {
   std::mt19937 random(6);
   for (int round = 0; round < 1000; ++round) {
@@ -169,9 +221,12 @@ TEST(ReplaceConnections, KeepsTheOrderAndTellsWhereEachCameFrom) {
     Keys grown(free.begin(), free.begin() + count);
     std::sort(grown.begin(), grown.end());
     Indices ccol(c.cols + 1, -7), row(nnz, -7), source(nnz, -7);
-    ASSERT_EQ(replace_connections(c.ccol.data(), c.row.data(), c.rows, c.cols, dropped.data(), grown.data(), count,
-                                  ccol.data(), row.data(), source.data()),
-              -1);
+    const auto parts = columns_in_parts(c.ccol.data(), c.cols, dropped.data(), 1 + random() % 4);
+    for (const Columns& part : parts) {
+      ASSERT_EQ(replace_connections(c.ccol.data(), c.row.data(), c.rows, part, dropped.data(), grown.data(), count,
+                                    ccol.data(), row.data(), source.data()),
+                -1);
+    }
     ASSERT_EQ(check_pattern(ccol.data(), c.cols, row.data(), nnz, c.rows).fault, PatternFault::kNone);
     Keys left = grown;
     for (std::int64_t column = 0; column < c.cols; ++column) {
@@ -195,7 +250,7 @@ TEST(ReplaceConnections, FindsAKeyThatIsOccupied) {
   const std::vector<std::uint8_t> dropped{1, 0, 0, 1};
   Indices ccol(4), row(4), source(4);
   const auto replace = [&](const Keys& keys) {
-    return replace_connections(c.ccol.data(), c.row.data(), 4, 3, dropped.data(), keys.data(), 2, ccol.data(),
+    return replace_connections(c.ccol.data(), c.row.data(), 4, {0, 3, 0}, dropped.data(), keys.data(), 2, ccol.data(),
                                row.data(), source.data());
   };
   EXPECT_EQ(replace({0, 11}), -1);
@@ -204,13 +259,46 @@ TEST(ReplaceConnections, FindsAKeyThatIsOccupied) {
 }
 
 TEST(Carry, FollowsTheSource) {
-  const std::vector<double> values{10, 11, 12, 13}, fill{-1, -2};
-  const Indices source{-1, 0, 3, -1};
-  std::vector<double> result(4);
-  carry(values.data(), source.data(), 4, fill.data(), 1, result.data());
-  EXPECT_EQ(result, (std::vector<double>{-1, 10, 13, -2}));
-  carry(values.data(), source.data(), 4, fill.data(), 0, result.data());
-  EXPECT_EQ(result, (std::vector<double>{-1, 10, 13, -1}));
+  std::mt19937 random(10);
+  for (const int n : {0, 1, 4, 255, 256, 257, 1000}) {
+    std::vector<double> values(n), fill(n);
+    std::iota(values.begin(), values.end(), 10);
+    std::iota(fill.begin(), fill.end(), -5000);
+    Indices source(n);
+    for (const int chance : {1, 4}) {  // all new, or one in so many
+      for (auto& from : source) from = random() % chance == 0 ? -1 : static_cast<std::int32_t>(random() % n);
+      for (const std::int64_t stride : {0, 1}) {
+        std::vector<double> result(n, -7), want(n);
+        carry(values.data(), source.data(), n, fill.data(), stride, result.data());
+        std::int64_t fresh = 0;
+        for (int k = 0; k < n; ++k) want[k] = source[k] >= 0 ? values[source[k]] : fill[stride * fresh++];
+        ASSERT_EQ(result, want) << n << " entries, one in " << chance << ", stride " << stride;
+      }
+    }
+  }
+}
+
+TEST(Carry, InPlaceIsTheSame) {
+  std::mt19937 random(11);
+  for (int round = 0; round < 1000; ++round) {
+    const int n = 1 + static_cast<int>(random() % 40);
+    std::vector<double> values(n), fill(n), want(n);
+    std::iota(values.begin(), values.end(), 10);
+    std::iota(fill.begin(), fill.end(), -100);
+    Indices kept(n), source(n, -1);
+    std::iota(kept.begin(), kept.end(), 0);
+    Indices places = kept;
+    std::shuffle(kept.begin(), kept.end(), random);
+    std::shuffle(places.begin(), places.end(), random);
+    const auto staying = static_cast<std::ptrdiff_t>(random() % (n + 1));
+    std::sort(kept.begin(), kept.begin() + staying);
+    std::sort(places.begin(), places.begin() + staying);
+    for (std::ptrdiff_t i = 0; i < staying; ++i) source[places[i]] = kept[i];
+    ASSERT_TRUE(keeps_order(source.data(), n));
+    carry(values.data(), source.data(), n, fill.data(), 1, want.data());
+    carry_in_order(values.data(), source.data(), n, fill.data(), 1);
+    ASSERT_EQ(values, want);
+  }
 }
 
 }  // namespace

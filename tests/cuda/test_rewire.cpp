@@ -172,10 +172,10 @@ std::vector<i64> keys_on_processor(const Layer& layer, i64 k, const Stream& rand
 Rewired on_processor(const Layer& layer, const std::vector<std::uint8_t>& dropped, i64 k, const Stream& random) {
   Rewired made{layer, layer, std::vector<i32>(k), std::vector<i32>(layer.nnz()), {}};
   made.left.row.resize(layer.nnz() - k);
-  excise(layer.ccol.data(), layer.row.data(), layer.cols, dropped.data(), made.left.ccol.data(), made.left.row.data(),
-         made.removed.data());
+  excise(layer.ccol.data(), layer.row.data(), {0, layer.cols, 0}, dropped.data(), made.left.ccol.data(),
+         made.left.row.data(), made.removed.data());
   made.keys = keys_on_processor(made.left, k, random);
-  EXPECT_EQ(replace_connections(layer.ccol.data(), layer.row.data(), layer.rows, layer.cols, dropped.data(),
+  EXPECT_EQ(replace_connections(layer.ccol.data(), layer.row.data(), layer.rows, {0, layer.cols, 0}, dropped.data(),
                                 made.keys.data(), k, made.layer.ccol.data(), made.layer.row.data(), made.source.data()),
             -1);
   return made;

@@ -22,6 +22,7 @@ __all__ = [
 ]
 
 _DEPTH = 4  # of lists and dicts within each other that are looked through
+_SIMPLE = (type(None), bool, int, float, str)  # most of what an optimizer holds
 
 
 def attributes(value: object) -> dict[str, Any]:
@@ -40,7 +41,12 @@ def is_optimizer(value: object) -> bool:
 
 
 def contained(value: object, wanted: Callable[[object], bool], depth: int = _DEPTH) -> Iterator[object]:
-    """Those of the objects in nested lists, tuples and dicts that are wanted; what is inside them is not looked at."""
+    """Those of the objects in nested lists, tuples and dicts that are wanted; what is inside them is not looked at.
+
+    Numbers and strings are never wanted.
+    """
+    if type(value) in _SIMPLE:
+        return
     if wanted(value):
         yield value
     elif depth and isinstance(value, Mapping):
