@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dendnorm
 from dendnorm import SparseConv1d, SparseConv2d, SparseLinear, analysis, batch_innermost
 from dendnorm.integrations import averages
+from dendnorm.nn import slab as slabs
 from dendnorm.nn.slab import is_batch_innermost
 
 
@@ -418,6 +419,23 @@ def test_batch_innermost():
         batch_innermost(torch.randn(3, 4))
     with pytest.raises(TypeError, match="module must be"):
         dendnorm.Slab(F.relu)
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("piece", [1, 100, 2**17])
+def test_images_are_copied_in_pieces(order, piece, monkeypatch):
+    monkeypatch.setattr(slabs, "_PIECE", piece)
+    x = torch.randn(6, 5, 7, 4, dtype=torch.float64).contiguous(memory_format=order).requires_grad_()
+    inner = batch_innermost(x)
+    assert is_batch_innermost(inner) and torch.equal(inner, x)
+    back = slabs._usual(inner)
+    assert back.is_contiguous() and torch.equal(back, x)
+    (gradient,) = torch.autograd.grad((inner * x.detach()).sum(), x)
+    assert torch.equal(gradient, x) and gradient.is_contiguous(memory_format=order)
+    for function in (batch_innermost, lambda images: slabs._usual(batch_innermost(images).exp())):
+        assert torch.autograd.gradcheck(function, (x,), check_forward_ad=True, check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(function, (x,))
+    torch.testing.assert_close(torch.func.vmap(batch_innermost)(x.detach()[None]), x.detach()[None])
 
 
 def test_statistics_of_batch_norm_with_a_large_mean():

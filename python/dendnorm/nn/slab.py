@@ -14,13 +14,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.compiler import is_compiling
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ..ops import library as _ops
+from .row_view import is_plain
 
 __all__ = ["Slab", "batch_innermost", "is_batch_innermost"]
 
+_PIECE = 2**17  # numbers that stay in a cache while they are copied from one order into another
 _LANES = {2: 16, 4: 16, 8: 8}  # samples that kernels compute together, by the bytes of a number
 
 
@@ -43,7 +46,92 @@ def batch_innermost(images: torch.Tensor) -> torch.Tensor:
     """
     if images.dim() < 3:
         raise ValueError(f"images must have shape (B, C, *), got {tuple(images.shape)}")
-    return images if is_batch_innermost(images) else images.movedim(0, -1).contiguous().movedim(-1, 0)
+    if is_batch_innermost(images):
+        return images
+    return _Innermost.apply(images) if _in_pieces(images) else images.movedim(0, -1).contiguous().movedim(-1, 0)
+
+
+def _in_pieces(images: torch.Tensor) -> bool:
+    """Whether to copy piece by piece: of large images PyTorch's own copies visit every line of memory many times."""
+    return (
+        images.dim() == 4 and images.device.type == "cpu" and images.numel() > _PIECE and not is_compiling()
+        and is_plain(images)
+    )  # fmt: skip
+
+
+def _order_of(images: torch.Tensor) -> torch.memory_format:
+    usual = images.is_contiguous() or not images.movedim(1, -1).is_contiguous()
+    return torch.contiguous_format if usual else torch.channels_last
+
+
+def _to_innermost(images: torch.Tensor) -> torch.Tensor:
+    if not is_plain(images) or _order_of(images) != torch.channels_last:
+        return images.movedim(0, -1).contiguous().movedim(-1, 0)  # PyTorch's own is fast
+    samples, channels, rows, columns = images.shape
+    places = images.permute(0, 2, 3, 1).view(samples, -1, channels)
+    result = images.new_empty(channels, places.shape[1], samples)
+    step = max(1, _PIECE // (samples * channels))
+    for begin in range(0, places.shape[1], step):
+        piece = slice(begin, begin + step)
+        result[:, piece].copy_(places[:, piece].permute(2, 1, 0))
+    return result.view(channels, rows, columns, samples).permute(3, 0, 1, 2)
+
+
+def _from_innermost(images: torch.Tensor, order: torch.memory_format) -> torch.Tensor:
+    if not (is_plain(images) and is_batch_innermost(images)):
+        if order == torch.channels_last:
+            return images.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+        return images.clone(memory_format=order)
+    samples, channels = images.shape[:2]
+    result = torch.empty_like(images, memory_format=order)
+    inner = images.permute(1, 2, 3, 0).view(channels, -1, samples)
+    if order == torch.channels_last:
+        places = result.permute(0, 2, 3, 1).view(samples, -1, channels)
+        step = max(1, _PIECE // (samples * channels))
+        for begin in range(0, places.shape[1], step):
+            piece = slice(begin, begin + step)
+            places[:, piece].copy_(inner[:, piece].permute(2, 1, 0))
+    else:
+        values, flat = result.view(samples, -1), inner.view(-1, samples)
+        step = max(1, _PIECE // samples)
+        for begin in range(0, len(flat), step):
+            piece = slice(begin, begin + step)
+            values[:, piece].copy_(flat[piece].t())
+    return result
+
+
+class _Innermost(torch.autograd.Function):
+    """The way into the order; back goes a gradient in the order of the images."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+        ctx.order = _order_of(images)
+        return _to_innermost(images)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return _Usual.apply(grad, ctx.order)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor) -> torch.Tensor:
+        return _to_innermost(tangent)
+
+
+class _Usual(torch.autograd.Function):
+    """The way back."""
+
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor, order: torch.memory_format) -> torch.Tensor:
+        ctx.order = order
+        return _from_innermost(images, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return batch_innermost(grad), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: torch.Tensor, _: Any) -> torch.Tensor:
+        return _from_innermost(tangent, ctx.order)
 
 
 def _suits(images: Any) -> bool:
@@ -188,4 +276,7 @@ class Slab(nn.Module):
 
 def _usual(tensor: torch.Tensor) -> torch.Tensor:
     adjacent = tensor.dim() > 1 and tensor.shape[0] > 1 and tensor.stride(0) == 1
-    return tensor.contiguous() if adjacent else tensor
+    if not adjacent:
+        return tensor
+    pieces = _in_pieces(tensor) and is_batch_innermost(tensor)
+    return _Usual.apply(tensor, torch.contiguous_format) if pieces else tensor.contiguous()
