@@ -173,17 +173,16 @@ FEWER = ("image", "batch_of_cifar", "command_line", "csr")
 
 
 def execute(name: str, data: bytes, tally: Tally) -> None:
-    started = time.monotonic()
+    started = time.process_time()  # what others do at the same time is not its fault
     try:
         TARGETS[name](data)
     except Exception as error:
         tally.find(f"{name}: {type(error).__name__}: {str(error)[:120]}: {data[:200].hex()}")
     tally.count("executions")
     tally.count(f"of {name}")
-    tally.most("seconds", time.monotonic() - started)
-    tally.expect(
-        time.monotonic() - started < SLOW, f"{name}: took {time.monotonic() - started:.1f} s: {data[:200].hex()}"
-    )
+    taken = time.process_time() - started
+    tally.most("seconds", taken)
+    tally.expect(taken < SLOW, f"{name}: took {taken:.1f} s: {data[:200].hex()}")
 
 
 def unit(number: int, tally: Tally) -> None:

@@ -190,7 +190,7 @@ LINES = (
         " patterns, CSR matrices, names of norms and command lines; without guidance by coverage. Not the C++ reader of"
         " state dicts",
         "10^7 executions or two hours; crashes, hangs, undocumented errors: 0",
-        "{executions} executions, the longest {seconds} s; {findings} findings",
+        "{executions} executions, the longest {seconds} s of the processor; {findings} findings",
         harness="fuzzing",
         wanted={"executions": 10_000_000},
         enough=7200,
