@@ -20,6 +20,7 @@ class Line:
         result: a template over the tally's counts and largest values, `findings` among them.
         harness: the module; None where there is none yet.
         wanted: counts that must be reached, beside 0 findings.
+        absent: counts that must be 0.
         enough: seconds after which they need not be.
         limits: largest values that must not be exceeded.
         units: how many units make the long form, `seconds` what they may take in all; `small` those in `make test`.
@@ -34,6 +35,7 @@ class Line:
     result: str = "not measured"
     harness: str | None = None
     wanted: dict[str, int] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
     enough: float = float("inf")
     limits: dict[str, float] = field(default_factory=dict)
     units: int = 0
@@ -59,7 +61,7 @@ class Line:
     def reached(self, tally: Tally, seconds: float = 0.0) -> bool:
         enough = seconds >= self.enough or all(tally.counts[name] >= number for name, number in self.wanted.items())
         small = all(tally.largest.get(name, float("inf")) <= limit for name, limit in self.limits.items())
-        return enough and small and not tally.counts["findings"]
+        return enough and small and not any(tally.counts[name] for name in (*self.absent, "findings"))
 
     def told(self, tally: Tally) -> str:
         class Found(dict):
@@ -84,6 +86,7 @@ LINES = (
         " time",
         harness="saving",
         wanted={"kills": 1000},
+        absent=("files left by a kill",),
         units=450,
         seconds=900,
         small=8,
