@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,35 @@ def test_the_library_is_told(monkeypatch):
 
 def test_the_module_is_loaded_once():
     assert _native.load() is _native.load() is dendnorm._C
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_is_in_the_process():
+    """PyTorch's: a second runtime would have threads of its own, which wait while the others compute."""
+    program = """
+import re, sys, torch
+def runtimes():
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return {line.split()[-1] for line in maps if re.search(r"/lib[gi]?omp[^/]*\\.so", line)}
+before = runtimes()
+import dendnorm
+torch.set_num_threads(2)
+dendnorm.SparseLinear(512, 512, density=0.5)(torch.randn(256, 512)).sum().backward()
+assert before == runtimes(), (before, runtimes())
+print(len(before), torch.__config__.parallel_info().count("OpenMP"))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    runtimes, named = map(int, done.stdout.split())
+    assert runtimes == (1 if named else 0)
+    if shutil.which("readelf") is None:
+        return
+    needed = subprocess.run(
+        ["readelf", "-d", *map(str, _native.library().folder.glob("*.so"))], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libdendnorm.so" in needed and "libtorch" in needed
+    assert not [line for line in needed.splitlines() if "NEEDED" in line and "omp" in line]
 
 
 def modules_after(*lines: str) -> set[str]:
