@@ -1,6 +1,8 @@
 // Which instruction set the kernels use: the best that this processor has, or what the environment lowers it to.
 #pragma once
 
+#include "core/platform.h"
+
 namespace dendnorm::cpu {
 
 enum class Capability { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
@@ -12,6 +14,6 @@ Capability chosen_capability();
 bool multiplies_bfloat16();
 
 // "default", "avx2" or "avx512". Visible, for the Python module tells it.
-__attribute__((visibility("default"))) const char* capability();
+DENDNORM_VISIBLE const char* capability();
 
 }  // namespace dendnorm::cpu
