@@ -1,7 +1,6 @@
-// What compilers, processors and systems have each in their own way. Beside it know of these: cpu/isa/ and
-// cpu/dispatch.cpp the instruction sets, nn/replace_file.cpp the files of POSIX, and nn/dendnorm.h, which stands alone,
-// what a library shows.
-// GCC's built-in functions and its pragma that unrolls a loop are Clang's, too.
+// What compilers, processors and systems have each in their own way. Beside it know of these: cpu/isa/ the instruction
+// sets, cpu/dispatch.cpp what this processor has, nn/replace_file.cpp the files of POSIX, and nn/dendnorm.h, which
+// stands alone, what a library shows. GCC's built-in functions and its pragma that unrolls a loop are Clang's, too.
 #pragma once
 
 #include <cstddef>

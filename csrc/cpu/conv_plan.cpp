@@ -3,14 +3,22 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/dispatch.h"
+
 namespace dendnorm::cpu {
 namespace {
 
 using i32 = std::int32_t;
 using i64 = std::int64_t;
 
-constexpr i64 kNear = 640 * 1024;           // bytes of a staged region, which stays in the second-level cache
 constexpr i64 kPartsBytes = i64{32} << 20;  // of the sums of all parts
+
+// Bytes of a staged region, which stays in the second-level cache. Backward more than 640 KiB gain nothing: X and dX
+// pass through the same cache.
+i64 near_bytes(bool forward) {
+  const i64 share = 5 * second_level_cache() / 8;
+  return forward ? share : std::min<i64>(share, 640 << 10);
+}
 
 i64 divided_up(i64 x, i64 y) { return (x + y - 1) / y; }
 
@@ -166,7 +174,7 @@ ConvPlan<T>::ConvPlan(const ConvShape& s, const View& rows, const View& columns,
   // ---- Blocks of gathered channels ----
   const i64 gathered_phases = p.axis[0].gathered_phases * p.axis[1].gathered_phases;
   const i64 bytes = gathered_phases * p.plane * static_cast<i64>(sizeof(T));  // of a channel
-  p.block = std::clamp<i64>(kNear / bytes, 1, p.in_channels);
+  p.block = std::clamp<i64>(near_bytes(forward) / bytes, 1, p.in_channels);
   p.blocks = divided_up(p.in_channels, p.block);
   p.block = divided_up(p.in_channels, p.blocks);
   p.blocks = divided_up(p.in_channels, p.block);

@@ -1,10 +1,14 @@
 #include "cpu/dispatch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
 #ifdef DENDNORM_X86
 #include <cpuid.h>
+#endif
+#if defined(__unix__)
+#include <unistd.h>
 #endif
 
 #include "cpu/kernels.h"
@@ -59,6 +63,17 @@ bool multiplies_bfloat16() {
 #else
   return false;
 #endif
+}
+
+std::int64_t second_level_cache() {
+  static const std::int64_t bytes = [] {
+    std::int64_t told = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    told = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+    return told <= 0 ? std::int64_t{1} << 20 : std::clamp<std::int64_t>(told, 256 << 10, 2 << 20);
+  }();
+  return bytes;
 }
 
 const char* capability() {

@@ -12,7 +12,10 @@
 namespace dendnorm::nn {
 namespace {
 
-// The temporary file: removed again unless it has become the file at `path`.
+constexpr const char* kOwnFiles = "/proc/self/fd/";
+
+// The temporary file: removed again unless it has become the file at `path`. Where the system has such, it is in no
+// folder until it is whole, and goes with a process that is killed.
 class Temporary {
  public:
   explicit Temporary(const std::string& path) : path_(path) {
@@ -20,14 +23,16 @@ class Temporary {
     const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
     folder_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     check(folder_ >= 0, "in a readable and writable folder");
-    const std::string stem = path + "." + std::to_string(::getpid()) + ".";
+#ifdef O_TMPFILE
+    if (::access(kOwnFiles, X_OK) == 0) file_ = ::open(folder.c_str(), O_TMPFILE | O_WRONLY | O_CLOEXEC, 0666);
+#endif
     // Not mkstemp, whose files are the owner's alone: only the system knows the umask without changing it.
-    for (int i = 0; file_ < 0; ++i) {
-      name_ = stem + std::to_string(i);
-      file_ = ::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-      if (file_ < 0) check(errno == EEXIST, "in a readable and writable folder");
+    if (file_ < 0) {
+      name_it([this](const char* name) {
+        file_ = ::open(name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        return file_ >= 0;
+      });
     }
-    exists_ = true;
   }
 
   Temporary(const Temporary&) = delete;
@@ -51,6 +56,11 @@ class Temporary {
     struct stat old;
     if (::stat(path_.c_str(), &old) == 0) check(::fchmod(file_, old.st_mode & 07777) == 0, "writable");
     check(::fsync(file_) == 0, "writable");
+    if (!exists_) {
+      const std::string self = kOwnFiles + std::to_string(file_);
+      name_it(
+          [&](const char* name) { return ::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name, AT_SYMLINK_FOLLOW) == 0; });
+    }
     const int file = file_;
     file_ = -1;  // closed, whatever close says
     check(::close(file) == 0, "writable");
@@ -61,6 +71,17 @@ class Temporary {
   }
 
  private:
+  // By the first name that nothing has.
+  template <class F>
+  void name_it(const F& created) {
+    const std::string stem = path_ + "." + std::to_string(::getpid()) + ".";
+    for (int i = 0; !exists_; ++i) {
+      name_ = stem + std::to_string(i);
+      exists_ = created(name_.c_str());
+      if (!exists_) check(errno == EEXIST, "in a readable and writable folder");
+    }
+  }
+
   // Called while errno is that of what was checked.
   void check(bool good, const char* expected) const {
     TORCH_CHECK_VALUE(good, "path must be ", expected, ", got ", path_, ": ", std::strerror(errno));

@@ -37,6 +37,43 @@ def test_contenders_compute_the_same(name, batch):
         torch.testing.assert_close(values.grad, layer.weight.grad[layer.perm.long()], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", bench.conv.CONTENDERS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_compute_the_same(name, stride):
+    layer = dendnorm.SparseConv2d(6, 8, 3, stride, 1, bias=False, density=0.2, norm=None, seed=0)
+    make, ordered = bench.conv.CONTENDERS[name]
+    try:
+        module = make(layer)
+    except bench.Unavailable as error:
+        pytest.skip(str(error))
+    x = torch.randn(16, 6, 8, 8)
+    inputs = [x.clone().requires_grad_(), ordered(x).clone().requires_grad_()]
+    outputs = [layer(inputs[0]), module(inputs[1])]
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-4)
+    dy = torch.randn_like(outputs[0])
+    for output in outputs:
+        output.backward(dy)
+    torch.testing.assert_close(inputs[1].grad, inputs[0].grad, rtol=1e-4, atol=1e-4)
+
+
+def test_convolutions_are_measured_and_written(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench.conv, "DENSITIES", (0.5,))
+    given = ["--conv", "--shape", "4,6,3,2,9,16,0.2", "--contender", "dense", "dense, channels_last", "dendnorm"]
+    assert cli.main(["bench", *given, "--rounds", "1", "--quiet", "--out", str(tmp_path / "a")]) == 0
+    results = json.loads((tmp_path / "a" / "bench.json").read_text("utf-8"))
+    name = "4 -> 6, 3 x 3 stride 2 @ 9"
+    assert [(entry["shape"]["density"], entry["nnz"]) for entry in results["shapes"]] == [(0.2, 43), (0.5, 108)]
+    for entry in results["shapes"]:
+        times = {contender: found["median_ms"] for contender, found in entry["contenders"].items()}
+        assert entry["dense_over_ours"] == min(times["dense"], times["dense, channels_last"]) / times["dendnorm"]
+        # 5 x 5 places of 16 samples; forward, dX and dV
+        gflops = 6 * entry["nnz"] * 16 * 25 / times["dendnorm"] * 1e-6
+        assert math.isclose(entry["contenders"]["dendnorm"]["gflops"], gflops)
+    assert set(results["crossover"]) == {name}
+    text = (tmp_path / "a" / "bench.md").read_text("utf-8")
+    assert text in capsys.readouterr().out and f"{name}, 16, 20 %" in text
+
+
 def test_measures_every_contender():
     names = [name for name in bench.CONTENDERS if name not in ("SparseProp", "SparseLab")]
     result = bench.measure(SMALL, names, rounds=2)
@@ -83,6 +120,17 @@ def test_keeps_the_number_of_threads():
     before = torch.get_num_threads()
     assert bench.measure(SMALL, ("dendnorm",), rounds=1, threads=1)["threads"] == 1
     assert torch.get_num_threads() == before
+
+
+def test_crossover_is_to_the_better_dense_one():
+    def entry(density, ours, *dense):
+        times = {"dendnorm": ours} | dict(zip(bench.conv.DENSE, dense, strict=True))
+        return {"shape": {"density": density},
+                "contenders": {name: {"median_ms": time} for name, time in times.items()}}  # fmt: skip
+
+    results = [entry(0.1, 1, 4, 2), entry(0.4, 4, 8, 2)]
+    assert bench.crossover(results, bench.conv.DENSE) == pytest.approx(0.2)
+    assert bench.crossover(results) is None
 
 
 def test_crossover_lies_between_the_measured_densities():
@@ -182,6 +230,10 @@ def test_rewiring_is_measured_in_steps():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--conv", "--shape", "64,64,3"], "CHANNELS,FILTERS,KERNEL,STRIDE,SIZE,BATCH,DENSITY"),
+        (["--conv", "--shape", "4,4,2,1,9,16,0.5"], "kernel must be odd, got 2"),
+        (["--conv", "--contender", "torch.sparse"], "contender must be one of dense, dense, channels_last"),
+        (["--conv", "--device", "cuda"], "convolutions are timed on the CPU"),
         (["--shape", "1,2,3"], 'shape must be "IN,OUT,BATCH,DENSITY"'),
         (["--shape", "a,2,3,0.1"], "got 'a,2,3,0.1'"),
         (["--shape", "0,2,3,0.1"], "inputs must be at least 1, got 0"),

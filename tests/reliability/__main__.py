@@ -124,7 +124,7 @@ def gather() -> None:
     for one, kept in records():
         tally = one.summary(Tally.of_json(kept["tally"]))
         found[one.name] = {
-            "result": one.told(tally), "reached": one.reached(tally), "findings": tally.findings,
+            "result": one.told(tally), "reached": one.reached(tally, kept["seconds"]), "findings": tally.findings,
             "counts": dict(tally.counts), "largest": tally.largest, "units": kept["next"],
             "seconds": round(kept["seconds"]),
             "planted": kept.get("planted"), "commit": kept["commit"], "date": kept["date"], "machine": kept["machine"],

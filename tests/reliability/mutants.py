@@ -28,7 +28,10 @@ TESTS = {
     "rewiring.grow": (("test_rules.py",), ""),
     "rewiring.similarity": (("test_rules.py",), ""),
     "rewiring.schedules": (("test_rules.py", "test_set.py"), "schedule or zeta or every"),
-    "rewiring.steps": (("test_set.py", "test_rules.py"), "every or step or stop or start or scaler"),
+    "rewiring.steps": (
+        ("test_set.py", "test_rules.py", "test_optimizers.py"),
+        "every or step or stop or start or scaler or schedule_waits",
+    ),
     "rewiring.fresh": (("test_optimizers.py",), "not slow"),
     "nn.norms": (("test_norms.py", "test_errors.py"), ""),
     "nn.pattern": (("test_patterns.py", "test_state.py", "test_errors.py"), ""),

@@ -40,9 +40,10 @@ def save(
 ) -> None:
     """Write a checkpoint, such that ``path`` holds the old file or the whole new one, whenever the process is killed.
 
-    Written to a temporary file ``.NAME.*.tmp`` in the same folder, synced, renamed, and the folder synced. A process
-    that is killed may leave that temporary file behind; the next save to this path deletes it. A file that is there
-    keeps its mode. In a distributed run one rank saves, and it saves the module inside the wrapper (``ddp.module``).
+    Written to a file without a name in the same folder, synced, named ``.NAME.*.tmp``, renamed, and the folder synced.
+    A process that is killed between these two names, or at any time where the system has no files without, leaves that
+    temporary file behind; the next save to this path deletes it. A file that is there keeps its mode. In a distributed
+    run one rank saves, and it saves the module inside the wrapper (``ddp.module``).
 
     Args:
         path: the file; its folder must exist. It may come after the model, as ``torch.save`` has it.

@@ -23,6 +23,7 @@ __all__ = ["FORMAT", "encode", "parse", "read", "write"]
 
 FORMAT = 1
 _UNSIGNED = "0" * 64
+_OWN_FILES = "/proc/self/fd"
 
 
 def write(path: str | os.PathLike, document: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -42,12 +43,16 @@ def write(path: str | os.PathLike, document: dict[str, Any], tensors: dict[str, 
 def _replace(path: Path, data: bytes | bytearray) -> None:
     _sweep(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    nameless = _nameless(path.parent)
     try:
-        with _held(temporary) as file:
+        with nameless or _held(temporary) as file:
             _keep_mode(file, path)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if nameless:
+                # The folder is that of an absolute path, and is not looked at: it makes the link be followed.
+                os.link(f"{_OWN_FILES}/{file.fileno()}", temporary, src_dir_fd=file.fileno())
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -61,6 +66,19 @@ def _replace(path: Path, data: bytes | bytearray) -> None:
                 raise
         finally:
             os.close(folder)
+
+
+def _nameless(folder: Path) -> BinaryIO | None:
+    """A new file that is in no folder, so that it goes when this process is killed; None where that cannot be had."""
+    if not hasattr(os, "O_TMPFILE") or not os.path.isdir(_OWN_FILES):
+        return None
+    try:
+        file = open(os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")  # noqa: SIM115
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        fcntl.flock(file, fcntl.LOCK_EX)  # it will have a name for a moment
+    return file
 
 
 def _held(temporary: Path) -> BinaryIO:

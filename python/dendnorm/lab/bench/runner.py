@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,15 +22,15 @@ from ..._extras import require
 from ...analysis.style import save
 from ..device import choose_device
 from ..report import counted, open_folder, write_text
-from . import cuda
+from . import conv, cuda
 from .contenders import CONTENDERS, OURS
 from .picture import picture
 from .roofline import Roofline
 from .shape import SHAPES, Shape
-from .tables import table
+from .tables import conv_table, table
 from .timing import measure, measure_rewiring
 
-__all__ = ["RESULTS", "crossover", "run"]
+__all__ = ["RESULTS", "crossover", "run", "run_conv"]
 
 RESULTS = "bench.json"
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -51,13 +51,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def crossover(results: Sequence[dict[str, Any]]) -> float | None:
+def crossover(results: Sequence[dict[str, Any]], dense: Sequence[str] = ("dense",)) -> float | None:
     """The density from which dense wins, between two measured ones on a logarithmic scale; None: it never did."""
     points = []
     for result in results:
-        mine, dense = result["contenders"].get(OURS, {}), result["contenders"].get("dense", {})
-        if "median_ms" in mine and "median_ms" in dense:
-            points.append((result["shape"]["density"], mine["median_ms"] / dense["median_ms"]))
+        times = {name: entry["median_ms"] for name, entry in result["contenders"].items() if "median_ms" in entry}
+        theirs = [times[name] for name in dense if name in times]
+        if OURS in times and theirs:
+            points.append((result["shape"]["density"], times[OURS] / min(theirs)))
     points.sort()
     for (low, before), (high, after) in pairwise(points):
         if before < 1 <= after:
@@ -98,17 +99,13 @@ def run(
         ValueError: an unknown contender, or nothing to measure.
         FileExistsError: `out` holds results, and they may not be overwritten.
     """
-    for name in contenders:
-        if name not in CONTENDERS:
-            raise ValueError(f"contender must be one of {', '.join(CONTENDERS)}, got {name!r}")
+    _check(contenders, CONTENDERS, rounds)
     device = choose_device(str(device))
     on_gpu = device.type == "cuda"
     if shapes is None:
         shapes = SHAPES + cuda.SHAPES if on_gpu else SHAPES
     if not shapes:
         raise ValueError("shapes must hold at least one shape, got none")
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
     out = open_folder(out, RESULTS, overwrite)
 
     def tick(text: str) -> None:
@@ -158,6 +155,55 @@ def run(
     else:  # of what was overwritten
         (out / "bench.png").unlink(missing_ok=True)
     return results
+
+
+def run_conv(
+    shapes: Sequence[conv.ConvShape] = conv.SHAPES,
+    out: str | Path = "dendnorm-bench",
+    *,
+    contenders: Sequence[str] = tuple(conv.CONTENDERS),
+    sweeps: bool = True,
+    rounds: int = 15,
+    dtype: torch.dtype = torch.float32,
+    progress: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measure convolutions on the CPU, and write bench.json and bench.md into `out`; kept after every one.
+
+    Args:
+        sweeps: every shape at several densities, with the crossover to the better dense one.
+
+    The other arguments, and what is raised, are those of ``run``.
+    """
+    _check(contenders, conv.CONTENDERS, rounds)
+    out = open_folder(out, RESULTS, overwrite)
+    facts = machine() | {"threads": torch.get_num_threads()}
+    results: dict[str, Any] = {"machine": facts, "interrupted": False, "shapes": [], "crossover": {}}
+    try:
+        for shape in shapes:
+            measured = []
+            for density in sorted({shape.density, *(conv.DENSITIES if sweeps else ())}):
+                one = replace(shape, density=density)
+                if progress:
+                    print(one, file=sys.stderr, flush=True)
+                measured.append(conv.measure(one, contenders, rounds, dtype))
+                results["shapes"].append(measured[-1])
+                write_text(out / RESULTS, json.dumps(results, indent=1))
+            if sweeps:
+                results["crossover"][shape.name] = crossover(measured, conv.DENSE)
+    except KeyboardInterrupt:
+        results["interrupted"] = True
+    write_text(out / RESULTS, json.dumps(results, indent=1))
+    write_text(out / "bench.md", conv_table(results))
+    return results
+
+
+def _check(contenders: Sequence[str], known: Mapping[str, Any], rounds: int) -> None:
+    for name in contenders:
+        if name not in known:
+            raise ValueError(f"contender must be one of {', '.join(known)}, got {name!r}")
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds}")
 
 
 def _sweep(results: dict[str, Any], base: Shape, contenders: Sequence[str], rounds: int, device: torch.device,

@@ -8,28 +8,16 @@ from typing import Any
 from ..report import markdown_table
 from .contenders import OURS
 
-__all__ = ["table"]
+__all__ = ["conv_table", "table"]
 
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: the machine, every shape with medians, ratios, GFLOP/s, memory and share of the floor; the sweeps."""
-    lines = ["# One training step: forward, dX, dV, dbias", ""]
-    lines += [", ".join(f"{name}: {value}" for name, value in results["machine"].items()), ""]
-    if results["interrupted"]:
-        lines += ["**Interrupted: this is what was finished.**", ""]
+    lines = _head("One training step: forward, dX, dV, dbias", results)
     entries = results["shapes"]
     if entries:
         names = list(entries[0]["contenders"])
-        lines += ["Milliseconds, median (lower to upper quartile), in turns within one run.", ""]
-        lines += markdown_table(["layer", *names], ([_title(entry), *_times(entry)] for entry in entries))
-        reasons = {
-            f"- {name}: {value['unavailable']}"
-            for entry in entries
-            for name, value in entry["contenders"].items()
-            if "unavailable" in value
-        }
-        lines += ["", *sorted(reasons)]
-        lines += _alone(entries, names)
+        lines += _measured(entries, names)
         if OURS in names:
             lines += _reached(entries)
     for title, sweep in results.get("sweeps", {}).items():
@@ -39,6 +27,48 @@ def table(results: dict[str, Any]) -> str:
             found = results["crossover"]
             lines += ["", "Dense wins at no measured density." if found is None else f"Dense wins from {found:.0%} on."]
     return "\n".join(lines) + "\n"
+
+
+def conv_table(results: dict[str, Any]) -> str:
+    """Markdown: the machine, every convolution with medians, ratios and GFLOP/s; where dense begins to win."""
+    lines = _head("One training step of a convolution: forward, dX, dV", results)
+    entries = results["shapes"]
+    if entries:
+        names = list(entries[0]["contenders"])
+        lines += _measured(entries, names)
+        if OURS in names:
+            peers = [name for name in names if name != OURS]
+            rows = []
+            for entry in entries:
+                best, ratios = entry["dense_over_ours"], entry["speedup"]
+                row = [_title(entry), "-" if best is None else f"{best:.2f}"]
+                row += [f"{ratios[name]['median']:.2f}" if name in ratios else "-" for name in peers]
+                rows.append([*row, f"{entry['contenders'][OURS]['gflops']:.0f}"])
+            lines += ["", f"How many times faster {OURS} is (median of the turns), and what it reaches.", ""]
+            lines += markdown_table(["layer", "the better dense one", *peers, "GFLOP/s"], rows)
+    if results["crossover"]:
+        lines += ["", "From which density the better dense one wins:", ""]
+        found = {name: "never" if share is None else f"{share:.0%}" for name, share in results["crossover"].items()}
+        lines += markdown_table(["layer", "density"], found.items())
+    return "\n".join(lines) + "\n"
+
+
+def _head(title: str, results: dict[str, Any]) -> list[str]:
+    lines = [f"# {title}", "", ", ".join(f"{name}: {value}" for name, value in results["machine"].items()), ""]
+    return lines + ["**Interrupted: this is what was finished.**", ""] * results["interrupted"]
+
+
+def _measured(entries: list[dict[str, Any]], names: list[str]) -> list[str]:
+    """Times in turns and alone, and why some are missing."""
+    lines = ["Milliseconds, median (lower to upper quartile), in turns within one run.", ""]
+    lines += markdown_table(["layer", *names], ([_title(entry), *_times(entry)] for entry in entries))
+    reasons = {
+        f"- {name}: {value['unavailable']}"
+        for entry in entries
+        for name, value in entry["contenders"].items()
+        if "unavailable" in value
+    }
+    return [*lines, "", *sorted(reasons), *_alone(entries, names)]
 
 
 def _alone(entries: list[dict[str, Any]], names: list[str]) -> list[str]:
@@ -98,7 +128,8 @@ def _rewiring(sweep: list[dict[str, Any]]) -> list[str]:
 
 def _title(entry: dict[str, Any]) -> str:
     shape = entry["shape"]
-    return f"{shape['in']} → {shape['out']}, {shape['batch']}, {100 * shape['density']:g} %"
+    name = shape.get("name") or f"{shape['in']} → {shape['out']}"
+    return f"{name}, {shape['batch']}, {100 * shape['density']:g} %"
 
 
 def _times(entry: dict[str, Any]) -> list[str]:

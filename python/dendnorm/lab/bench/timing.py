@@ -17,7 +17,7 @@ from . import cuda
 from .contenders import CONTENDERS, OURS, Unavailable, tolerance
 from .shape import Shape
 
-__all__ = ["measure", "measure_rewiring", "memory"]
+__all__ = ["compared", "measure", "measure_rewiring", "memory", "same", "step_of"]
 
 TURN_SECONDS = 0.02  # how long one contender runs before the next has its turn
 
@@ -31,7 +31,7 @@ def _step(module: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> None:
         parameter.grad = None
 
 
-def _same(name: str, module: nn.Module, layer: SparseLinear, x: torch.Tensor) -> None:
+def same(name: str, module: nn.Module, layer: nn.Module, x: torch.Tensor) -> None:
     """A contender that computes something else is no contender."""
     rows = x[:16].detach()
     with torch.no_grad():
@@ -75,7 +75,7 @@ def measure(
         torch.set_num_threads(before)
 
 
-def _step_of(module: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> Step:
+def step_of(module: nn.Module, x: torch.Tensor, dy: torch.Tensor) -> Step:
     return lambda: _step(module, x, dy)
 
 
@@ -92,32 +92,15 @@ def _measure(
     for name in contenders:
         try:
             module = CONTENDERS[name](layer)
-            _same(name, module, layer, x)
-            steps[name] = _step_of(module, x, dy)
+            same(name, module, layer, x)
+            steps[name] = step_of(module, x, dy)
         except Unavailable as error:
             entries[name] = {"unavailable": str(error)}
     on_gpu = device.type == "cuda"
     if on_gpu:
         cuda.add_variants(steps, entries)
-    elapsed_ms = cuda.elapsed_ms if on_gpu else _elapsed_ms
-    times = _take_turns(steps, rounds, elapsed_ms)
-    alone = {name: statistics.median(_take_turns({name: step}, max(3, rounds // 3), elapsed_ms)[name])
-             for name, step in steps.items()}  # fmt: skip
     flop = 6 * layer.nnz * shape.batch  # what the connections need; the dense ones do more for the same result
-    for name, values in times.items():
-        entries[name] = {
-            "median_ms": statistics.median(values),
-            "quartiles_ms": _quartiles(values),
-            "minimum_ms": min(values),
-            "alone_ms": alone[name],
-            "gflops": flop / statistics.median(values) * 1e-6,
-        }
-    speedup = {}
-    if OURS in times:
-        for name, values in times.items():
-            if name != OURS:
-                ratios = [theirs / ours for theirs, ours in zip(values, times[OURS], strict=True)]
-                speedup[name] = {"median": statistics.median(ratios), "quartiles": _quartiles(ratios)}
+    speedup = compared(steps, entries, rounds, flop, cuda.elapsed_ms if on_gpu else _elapsed_ms)
     order = cuda.in_order(contenders, entries) if on_gpu else contenders
     return {
         "shape": {"in": shape.inputs, "out": shape.outputs, "batch": shape.batch, "density": shape.density},
@@ -136,6 +119,34 @@ def _elapsed_ms(step: Step, count: int) -> float:
     for _ in range(count):
         step()
     return (time.perf_counter() - start) * 1e3
+
+
+def compared(
+    steps: dict[str, Step],
+    entries: dict[str, dict[str, Any]],
+    rounds: int,
+    flop: int,
+    elapsed_ms: Callable[[Step, int], float] = _elapsed_ms,
+) -> dict[str, dict[str, Any]]:
+    """Time every step in turns and alone; fills `entries`, and gives our speedup over each peer, turn by turn."""
+    times = _take_turns(steps, rounds, elapsed_ms)
+    alone = {name: statistics.median(_take_turns({name: step}, max(3, rounds // 3), elapsed_ms)[name])
+             for name, step in steps.items()}  # fmt: skip
+    for name, values in times.items():
+        entries[name] = {
+            "median_ms": statistics.median(values),
+            "quartiles_ms": _quartiles(values),
+            "minimum_ms": min(values),
+            "alone_ms": alone[name],
+            "gflops": flop / statistics.median(values) * 1e-6,
+        }
+    speedup = {}
+    if OURS in times:
+        for name, values in times.items():
+            if name != OURS:
+                ratios = [theirs / ours for theirs, ours in zip(values, times[OURS], strict=True)]
+                speedup[name] = {"median": statistics.median(ratios), "quartiles": _quartiles(ratios)}
+    return speedup
 
 
 def _take_turns(

@@ -21,6 +21,12 @@ def add(commands: Any) -> None:
         " layers in turns and alone, and writes bench.json, bench.md and bench.png. Ctrl-C keeps what is done.",
     )
     parser.add_argument(
+        "--conv",
+        action="store_true",
+        help="time convolutions instead, on the CPU, against dense ones in both orders of memory, masked ones and"
+        " SparseProp; a shape is then CHANNELS,FILTERS,KERNEL,STRIDE,SIZE,BATCH,DENSITY (default: seven of ResNet-18)",
+    )
+    parser.add_argument(
         "--shape",
         action="extend",
         nargs="+",
@@ -57,21 +63,29 @@ def run(arguments: argparse.Namespace) -> int:
     from .. import bench
     from ..report import free_folder
 
+    if arguments.conv and (arguments.roofline or arguments.device != "cpu"):
+        raise ValueError("--conv must be without --roofline and --device: convolutions are timed on the CPU")
     set_threads(arguments.threads)
     out = arguments.out or free_folder(OUT, bench.RESULTS)
-    results = bench.run(
-        [bench.Shape.parse(text) for text in arguments.shapes] if arguments.shapes else None,
-        out,
-        contenders=arguments.contenders or tuple(bench.CONTENDERS),
-        sweeps=not arguments.no_sweeps,
-        rounds=arguments.rounds,
-        dtype=getattr(torch, arguments.dtype),
-        roofline=bench.Roofline.read(arguments.roofline) if arguments.roofline else None,
-        device=arguments.device,
-        progress=not arguments.quiet,
-        overwrite=arguments.overwrite,
-    )
-    print(bench.table(results))
+    contenders = arguments.contenders
+    given: dict[str, Any] = {
+        "sweeps": not arguments.no_sweeps, "rounds": arguments.rounds, "dtype": getattr(torch, arguments.dtype),
+        "progress": not arguments.quiet, "overwrite": arguments.overwrite,
+    }  # fmt: skip
+    if arguments.conv:
+        convolutions = [bench.conv.ConvShape.parse(text) for text in arguments.shapes or ()] or bench.conv.SHAPES
+        results = bench.run_conv(convolutions, out, contenders=contenders or tuple(bench.conv.CONTENDERS), **given)
+        print(bench.conv_table(results))
+    else:
+        results = bench.run(
+            [bench.Shape.parse(text) for text in arguments.shapes] if arguments.shapes else None,
+            out,
+            contenders=contenders or tuple(bench.CONTENDERS),
+            roofline=bench.Roofline.read(arguments.roofline) if arguments.roofline else None,
+            device=arguments.device,
+            **given,
+        )
+        print(bench.table(results))
     print(f"Written to {out}")
     if results["interrupted"]:
         print("Interrupted: what was measured was kept.", file=sys.stderr)
