@@ -21,7 +21,7 @@ NVCC := $(firstword $(CUDACXX) $(shell command -v nvcc 2>/dev/null) $(wildcard /
 WHEEL_TORCHES ?= 2.11 2.12 2.13 2.14
 WHEEL_ENVS := $(WHEEL_TORCHES:%=build/wheel/env-%)
 
-.PHONY: demo test test-fast reliability bench docs gpu-check lint wheel wheel-check clean
+.PHONY: demo test test-fast reliability bench docs gpu-check lint wheel wheel-check sdist sdist-check compilers clean
 .DELETE_ON_ERROR:
 
 # What pip cannot bring: the interpreter's venv module, a compiler, GoogleTest.
@@ -119,6 +119,24 @@ wheel: $(WHEEL_ENVS:%=%/.ready)
 # Installs that file for each of them and runs the core of the suite on it.
 wheel-check: $(WHEEL_ENVS:%=%/.ready)
 	$(PYTHON) tests/check_wheel.py build/wheel/dist/*.whl $(WHEEL_ENVS:%=%/bin/python)
+
+# The sources as one file, in build/sdist.
+build/sdist/env/.ready: | $(VENV)/.system
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77'
+	touch $@
+
+sdist: build/sdist/env/.ready
+	rm -f build/sdist/*.tar.gz
+	$(<D)/bin/python -c "from setuptools import build_meta; build_meta.build_sdist('build/sdist')" > build/sdist/log.txt
+
+# Builds it without a network, against the PyTorch of .venv, and trains a network with what came out.
+sdist-check: sdist $(VENV)/.tools
+	$(PY) tests/check_sdist.py build/sdist/*.tar.gz
+
+# What needs no PyTorch, with every compiler that is here, aarch64's too. ARGS="g++-11 clang++-14" tries some.
+compilers: $(VENV)/.tools
+	$(PY) tests/check_compilers.py build/compilers $(ARGS)
 
 lint: $(VENV)/.tools
 	$(PY) -m pip install --quiet --disable-pip-version-check ruff clang-format mypy

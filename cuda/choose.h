@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#include "core/macros.h"
+#include "core/platform.h"
 #include "cuda/device.h"
 
 namespace dendnorm::cuda {
@@ -56,9 +56,8 @@ struct StepPlan {
   ProductChoice forward, input_gradient;
   Cost weight_gradient;
 };
-__attribute__((visibility("default"))) StepPlan plan_step(std::int64_t inputs, std::int64_t outputs,
-                                                          std::int64_t connections, std::int64_t samples, int element,
-                                                          int value, const Device& device);
+DENDNORM_VISIBLE StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t connections,
+                                    std::int64_t samples, int element, int value, const Device& device);
 
 // The fewest lanes, a power of 2, whose 16-byte pieces cover the samples.
 inline int covering_lanes(std::int64_t samples, int element, int most) {

@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "core/macros.h"
+#include "core/platform.h"
 #include "cuda/choose.h"
 #include "cuda/kernels.h"
 

@@ -1,5 +1,11 @@
 # GoogleTest as installed, or downloaded.
-find_package(GTest QUIET)
+set(DENDNORM_GTEST_SOURCES "" CACHE PATH "The sources of GoogleTest, to build instead of taking the one installed")
+if(DENDNORM_GTEST_SOURCES AND NOT TARGET gtest_main)
+  set(INSTALL_GTEST OFF CACHE BOOL "" FORCE)
+  add_subdirectory("${DENDNORM_GTEST_SOURCES}" "${CMAKE_BINARY_DIR}/googletest" EXCLUDE_FROM_ALL)
+elseif(NOT DENDNORM_GTEST_SOURCES)
+  find_package(GTest QUIET)
+endif()
 if(NOT TARGET GTest::gtest_main)
   include(FetchContent)
   FetchContent_Declare(googletest URL https://github.com/google/googletest/archive/refs/tags/v1.15.2.tar.gz)

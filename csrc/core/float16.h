@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "core/macros.h"
+#include "core/platform.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/macros.h"
+#include "core/platform.h"
 
 namespace dendnorm {
 

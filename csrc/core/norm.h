@@ -12,7 +12,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "core/macros.h"
+#include "core/platform.h"
 
 namespace dendnorm {
 

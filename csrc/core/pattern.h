@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/macros.h"
+#include "core/platform.h"
 
 namespace dendnorm {
 

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/macros.h"
+#include "core/platform.h"
 
 namespace dendnorm {
 

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/macros.h"
+#include "core/platform.h"
 
 namespace dendnorm {
 

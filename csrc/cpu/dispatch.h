@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "core/platform.h"
+
 namespace dendnorm::cpu {
 
 enum class Capability { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
@@ -17,6 +19,6 @@ bool multiplies_bfloat16();
 std::int64_t second_level_cache();
 
 // "default", "avx2" or "avx512". Visible, for the Python module tells it.
-__attribute__((visibility("default"))) const char* capability();
+DENDNORM_VISIBLE const char* capability();
 
 }  // namespace dendnorm::cpu

@@ -12,7 +12,7 @@
 #include "core/layer.h"
 #include "cpu/conv.h"
 #include "cpu/conv_pass.h"
-#include "core/macros.h"
+#include "core/platform.h"
 #include "cpu/parallel.h"
 
 namespace dendnorm::cpu {

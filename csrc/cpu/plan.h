@@ -12,7 +12,7 @@
 #include <cstdint>
 
 #include "core/layer.h"
-#include "core/macros.h"
+#include "core/platform.h"
 #include "cpu/kernels.h"
 
 namespace dendnorm::cpu {

@@ -8,13 +8,7 @@
 #include <memory>
 #include <new>
 
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "core/platform.h"
 #include "cpu/parallel.h"
 #include "ops/parallel.h"
 
@@ -23,17 +17,13 @@ namespace dendnorm::ops {
 // PyTorch's threads. They get the caller's rounding and flush-to-zero modes, or a result would depend on who computed
 // which part of it.
 inline void parallel_for(std::int64_t items, cpu::ParallelBody body, void* context) {
-#if defined(__x86_64__)
-  const unsigned mode = _mm_getcsr();
+  const std::uint64_t mode = platform::float_mode();
   on_threads(items, 1, [&](std::int64_t begin, std::int64_t end) {
-    const unsigned own = _mm_getcsr();
-    if (own != mode) _mm_setcsr(mode);
+    const std::uint64_t own = platform::float_mode();
+    if (own != mode) platform::set_float_mode(mode);
     body(context, begin, end);
-    if (own != mode) _mm_setcsr(own);
+    if (own != mode) platform::set_float_mode(own);
   });
-#else
-  on_threads(items, 1, [&](std::int64_t begin, std::int64_t end) { body(context, begin, end); });
-#endif
 }
 
 inline cpu::Threads threads() { return {parallel_for, at::in_parallel_region() ? 1 : at::get_num_threads()}; }
@@ -44,13 +34,8 @@ inline constexpr std::size_t kAnew = std::size_t{8} << 20;
 inline constexpr std::size_t kKept = std::size_t{64} << 20;
 
 // Asks for large pages where memory is new: ten thousand page faults fewer for 40 MB.
-inline void prefer_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr std::uintptr_t kPage = std::uintptr_t{2} << 20;
-  const auto address = reinterpret_cast<std::uintptr_t>(memory);
-  const std::uintptr_t begin = (address + kPage - 1) / kPage * kPage, end = (address + bytes) / kPage * kPage;
-  if (bytes > kAnew && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
+inline void prefer_large_pages(void* memory, std::size_t bytes) {
+  if (bytes > kAnew) platform::prefer_large_pages(memory, bytes);
 }
 
 inline void prefer_large_pages(const at::Tensor& result) {

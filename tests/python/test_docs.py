@@ -50,3 +50,19 @@ def test_the_table_of_norms_is_what_the_names_mean():
             assert (norm.a, norm.b) == (int(a), int(b)), name
             if b == "1":
                 assert norm.p == (3 if p == "P" else int(p)), name
+
+
+SWITCH = re.compile(
+    r"option\((DENDNORM_\w+)|set\((DENDNORM_\w+) [^)]*\bCACHE\b"
+    r"|getenv\(\"(DENDNORM_\w+)\"|environ(?:\.get\(|\[)\"(DENDNORM_\w+)\""
+)
+
+
+def test_every_switch_is_in_the_table_and_no_other():
+    places = [ROOT / name for name in ("csrc", "cuda", "python", "tests", "benchmarks")]
+    files = [file for place in places for file in place.rglob("*")] + [ROOT / "CMakeLists.txt", ROOT / "setup.py"]
+    texts = [file.read_text("utf-8") for file in files if file.suffix in {".txt", ".cmake", ".py", ".h", ".cpp", ".cu"}]
+    read = {name for text in texts for match in SWITCH.findall(text) for name in match if name}
+    assert {"DENDNORM_CUDA", "DENDNORM_BUILD_TESTS", "DENDNORM_CUDA_DENSE", "DENDNORM_PREBUILT"} <= read
+    table = (ROOT / "docs" / "installing.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `(DENDNORM_\w+)` \|", table, re.MULTILINE)) == read

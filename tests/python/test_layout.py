@@ -83,6 +83,27 @@ def test_every_source_lies_in_a_room():
         assert any(name == room or name.startswith(room + "/") for room in known), name
 
 
+# What a compiler, a processor or a system has in its own way, and the places that know of it (core/platform.h).
+OWN_WAY = re.compile(
+    r"__linux__|__unix__|__APPLE__|_WIN32|_MSC_VER|__GNUC__|__clang__|__x86_64__|__aarch64__|__attribute__|__declspec"
+    r"|\bunistd\.h|<sys/|\bfcntl\.h|intrin\.h|cpuid\.h|__builtin_cpu|\bmadvise\b|getcsr|setcsr"
+)
+KNOWS = (
+    "csrc/core/platform.h",
+    "csrc/cpu/isa/",
+    "csrc/cpu/dispatch.cpp",
+    "csrc/nn/replace_file.cpp",
+    "csrc/nn/dendnorm.h",
+)
+
+
+def test_what_is_platform_specific_is_behind_one_header():
+    knowing = {str(path.relative_to(ROOT)) for path in [*sources("csrc"), *sources("cuda")]
+               if OWN_WAY.search(path.read_text(encoding="utf-8"))}  # fmt: skip
+    assert {name for name in knowing if not name.startswith(KNOWS)} == set()
+    assert {place for place in KNOWS if not any(name.startswith(place) for name in knowing)} == set()
+
+
 def test_the_reader_of_imports_reads():
     assert imports("nn.linear", modules()["nn.linear"]) >= {"ops.library", "nn.pattern", "nn.norms", "_arguments"}
     assert "lab.cli" in imports("__main__", modules()["__main__"])

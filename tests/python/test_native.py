@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +109,68 @@ def test_the_library_is_told(monkeypatch):
 
 def test_the_module_is_loaded_once():
     assert _native.load() is _native.load() is dendnorm._C
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_openmp_is_in_the_process():
+    """PyTorch's: a second runtime would have threads of its own, which wait while the others compute."""
+    program = """
+import re, sys, torch
+def runtimes():
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        return {line.split()[-1] for line in maps if re.search(r"/lib[gi]?omp[^/]*\\.so", line)}
+before = runtimes()
+import dendnorm
+torch.set_num_threads(2)
+dendnorm.SparseLinear(512, 512, density=0.5)(torch.randn(256, 512)).sum().backward()
+assert before == runtimes(), (before, runtimes())
+print(len(before), torch.__config__.parallel_info().count("OpenMP"))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    runtimes, named = map(int, done.stdout.split())
+    assert runtimes == (1 if named else 0)
+    if shutil.which("readelf") is None:
+        return
+    needed = subprocess.run(
+        ["readelf", "-d", *map(str, _native.library().folder.glob("*.so"))], capture_output=True, text=True, check=True
+    ).stdout
+    assert "libdendnorm.so" in needed and "libtorch" in needed
+    assert not [line for line in needed.splitlines() if "NEEDED" in line and "omp" in line]
+
+
+def modules_after(*lines: str) -> set[str]:
+    """What a fresh process has loaded after these lines that it had not after ``import torch``."""
+    program = ["import sys, torch", "before = set(sys.modules)", *lines, "print(*set(sys.modules) - before)"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)], capture_output=True, text=True, check=True, env=environment
+    )
+    return set(done.stdout.split())
+
+
+def test_importing_dendnorm_imports_little_else():
+    """No package beside PyTorch and NumPy, no part of PyTorch that itself did not need, no experiments, no trainers."""
+    added = modules_after("import dendnorm")
+    own = {name for name in added if name.partition(".")[0] == "dendnorm"}
+    others = {name for name in added - own if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in others if name.partition(".")[0] != "numpy"} == set()
+    assert {name for name in own if name.split(".")[1:2] in (["lab"], ["integrations"])} == set()
+    assert "dendnorm.analysis.pictures" not in own
+    assert "dendnorm.nn.linear" in own and len(own) < 90
+
+
+@pytest.mark.parametrize("first", ["dendnorm", "torch.utils.flop_counter"])
+def test_the_flop_counter_is_taught_whoever_is_imported_first(first):
+    second = {"dendnorm": "torch.utils.flop_counter", "torch.utils.flop_counter": "dendnorm"}[first]
+    teach = f"""import {first}, importlib.util
+found = importlib.util.find_spec("torch.utils.flop_counter")  # asking does not import it
+import {second}
+counter = sys.modules["torch.utils.flop_counter"]
+assert type(counter.__loader__).__name__ == type(counter.__spec__.loader).__name__ == "SourceFileLoader"
+layer = dendnorm.SparseLinear(12, 9, nnz=40)
+with counter.FlopCounterMode(display=False) as counted:
+    layer(torch.randn(5, 12))
+assert counted.get_total_flops() == 2 * 5 * 40, counted.get_total_flops()"""
+    assert "torch.utils.flop_counter" in modules_after(teach)

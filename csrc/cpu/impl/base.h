@@ -29,7 +29,7 @@
 #include <cstdint>
 
 #include "core/float16.h"
-#include "core/macros.h"
+#include "core/platform.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 

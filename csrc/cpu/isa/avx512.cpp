@@ -1,8 +1,3 @@
-// GCC 12 warns about its own header's _mm*_undefined_*(), wherever the warning's place is after inlining.
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
 #include "cpu/isa/avx512.h"
 #include "cpu/kernels.h"
 

@@ -1,6 +1,11 @@
 // 512-bit vectors, beside those of avx2.h.
 #pragma once
 
+// GCC 12 warns about its own header's _mm*_undefined_*(), wherever the warning's place is after inlining.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 #include "cpu/isa/avx2.h"
 
 namespace {

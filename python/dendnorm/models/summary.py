@@ -10,7 +10,6 @@ from typing import Any, overload
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..nn.layer import SparseLayer
 from ..nn.linear import SparseLinear
@@ -203,6 +202,9 @@ def _measure(model: nn.Module, inputs: torch.Tensor) -> dict[nn.Module, tuple[in
     flops: Counter[nn.Module] = Counter()
     dense: Counter[nn.Module] = Counter()
     before: list[int] = []
+    # Not at the top: where PyTorch has CUDA, it imports Triton.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False)
 
     def enter(module: nn.Module, args: tuple) -> None:
