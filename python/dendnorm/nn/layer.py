@@ -295,6 +295,9 @@ class SparseLayer(Patterned):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         if is_plain(self.row_indices) and self._problem_of_pattern(self.ccol_indices, self.row_indices) is None:
             self._row_view()
         state = self.__dict__.copy()

@@ -8,7 +8,8 @@ need not know of it.
 A third buffer marks the pattern: eight numbers that any other pattern changes. Writes through ``.data``, under
 inference mode, by a collective or by NumPy are not counted; in host memory a call therefore looks at the mark's own
 bytes, which are written with the rest. Averages of weights (EMA, SWA) go over buffers in floating
-point and round indices down; where the mark is as it was, the patterns were equal, and the indices are put back exactly.
+point and round indices down; where the mark is as it was, the patterns were equal, and the indices are put back
+exactly.
 Where it is another, patterns were mixed, which is refused.
 """
 
@@ -239,10 +240,14 @@ class Patterned(nn.Module):
             if original is not None and original._copies is not None:
                 original._copies.discard(self)
 
+    def _state(self) -> dict[str, Any]:
+        """What copies and pickles hold."""
+        raise NotImplementedError
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Patterned:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        twin.__setstate__(copy.deepcopy(self._state(), memo))  # a parametrized class refuses to be pickled
         # What is copied together with its original is a copy of that one's copy.
         known = self._original() if self._original is not None else None
         original = memo.get(id(known), self) if known is not None else self
@@ -288,7 +293,7 @@ class Patterned(nn.Module):
     def _set_mark(self, mark: torch.Tensor) -> None:
         own = self._buffers[MARK]
         if own is not None and is_plain(own) and own.dtype == torch.float64 and own.device == mark.device:
-            if not own.is_inference():
+            with torch.inference_mode(own.is_inference() or torch.is_inference_mode_enabled()):
                 own.copy_(mark)
         else:
             self._buffers[MARK] = mark.clone()
