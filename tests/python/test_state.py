@@ -10,6 +10,7 @@ import types
 import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import dendnorm
@@ -619,6 +620,26 @@ def test_a_layer_made_under_inference_mode():
     with torch.no_grad():
         assert torch.equal(layer(X), want)
     torch.testing.assert_close(want, made(0)(X).detach())
+
+
+def test_what_was_made_under_inference_mode_can_be_loaded():
+    with torch.inference_mode():
+        layer = made(0)
+        assert torch.equal(layer.pattern_mark, made(0).pattern_mark)
+        layer.load_state_dict(made(1).state_dict())
+        made(2).load_state_dict(layer.state_dict())
+    other = made(3)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(X), made(1)(X))
+
+
+def test_copies_and_averages_of_a_weight_that_is_computed():
+    layer = made(0)
+    parametrize.register_parametrization(layer, "weight", torch.nn.Tanh())
+    assert torch.equal(copy.deepcopy(layer)(X), layer(X))
+    averaged = AveragedModel(layer)
+    averaged.update_parameters(layer)
+    assert torch.equal(averaged(X), layer(X))
 
 
 def test_a_view_that_was_derived_under_inference_mode_trains():
