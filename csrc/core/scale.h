@@ -44,11 +44,15 @@ struct RawOutcome {
 // one for all (given_count 1) or one for each row; where it is free (0) it is chosen, one for all in result_e[0] or, if
 // `variable`, one for each row. `start` is what e has where no weight decides it. b = 1 with one e for all can only
 // represent rows of one length.
+//
+// Where b is not 0, v = 0 has no direction and no derivative, and would never learn. So a row of zeros, such as a layer
+// that was made to start at 0 has, gets v of length 1 and an e of 0, where e is its own to choose.
 template <class W>
 RawOutcome raw_values(const Norm& norm, bool variable, std::int64_t rows, std::int64_t connections,
                       const std::int32_t* row, const W* w, const double* given, std::int64_t given_count, double start,
                       double* values, double* result_e) {
   std::vector<double> count(rows, 0), top(rows, 0), power_sum(rows, 0), length(rows, 1), d(rows, 1), factor(rows, 1);
+  std::vector<bool> undirected(rows, false);
   for (std::int64_t k = 0; k < connections; ++k) {
     const double size = std::fabs(static_cast<double>(w[k]));
     count[row[k]] += 1;
@@ -73,12 +77,16 @@ RawOutcome raw_values(const Norm& norm, bool variable, std::int64_t rows, std::i
   if (live_rows > 0) mean_d /= static_cast<double>(live_rows);
 
   const bool per_row = given_count > 0 ? given_count > 1 : variable;
+  const bool chooses = norm.b != 0 && given_count == 0 && (variable || live_rows == 0);
+  for (std::int64_t k = 0; chooses && k < connections; ++k) undirected[row[k]] = !(top[row[k]] > 0);
   const auto of_row = [&](std::int64_t i) { return result_e[per_row ? i : 0]; };
   for (std::int64_t i = 0; i < (per_row ? rows : 1); ++i) {
     if (given_count > 0) {
       result_e[i] = given[i];
     } else if (variable) {
-      result_e[i] = top[i] > 0 ? d[i] : start;
+      result_e[i] = undirected[i] ? 0 : top[i] > 0 ? d[i] : start;
+    } else if (chooses && connections > 0) {
+      result_e[i] = 0;
     } else if (norm.b == 1) {
       result_e[i] = first >= 0 ? d[first] : start;
     } else {
@@ -108,7 +116,10 @@ RawOutcome raw_values(const Norm& norm, bool variable, std::int64_t rows, std::i
       factor[i] = sign * size / length[i];
     }
   }
-  for (std::int64_t k = 0; k < connections; ++k) values[k] = factor[row[k]] * static_cast<double>(w[k]);
+  for (std::int64_t k = 0; k < connections; ++k) {
+    const double unit = std::pow(count[row[k]], -1 / norm.p);
+    values[k] = undirected[row[k]] ? unit : factor[row[k]] * static_cast<double>(w[k]);
+  }
   return outcome;
 }
 

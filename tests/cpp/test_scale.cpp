@@ -80,10 +80,29 @@ TEST(RawValues, AreTheInverseOfTheFormulaWithAnExcitabilityForEachRow) {
       const Weights weights(1, scale);
       const Raw raw = raw_of(norm, weights, true);
       expect_represents(norm, weights, raw);
-      EXPECT_EQ(raw.v, weights.w);  // each e is its row's D
+      for (std::size_t k = 0; k < raw.v.size(); ++k) {
+        if (weights.row[k] != 4) EXPECT_EQ(raw.v[k], weights.w[k]);  // each e is its row's D
+      }
       EXPECT_EQ(raw.e[2], 7);
-      EXPECT_EQ(raw.e[4], 7);
+      EXPECT_EQ(raw.e[4], norm.b == 0 ? 7 : 0);
     }
+  }
+}
+
+// A row of zeros stands still where v is 0 and b is not: neither v nor e has a derivative.
+TEST(RawValues, GiveARowOfZerosADirection) {
+  for (const Norm& norm : kNorms) {
+    const Weights weights(1);
+    const Values v = weights.of(4, raw_of(norm, weights, true).v);
+    double length = 0;
+    for (const double x : v) length += std::pow(std::fabs(x), norm.p);
+    EXPECT_NEAR(length, norm.b == 0 ? 0 : 1, 1e-12);
+    Weights zeros = weights;
+    for (double& w : zeros.w) w = 0;
+    const Raw shared = raw_of(norm, zeros, false);
+    expect_represents(norm, zeros, shared);
+    EXPECT_EQ(shared.e[0], norm.b == 0 ? 7 : 0);
+    for (const double x : shared.v) EXPECT_EQ(x > 0, norm.b != 0);
   }
 }
 
@@ -126,7 +145,9 @@ TEST(RawValues, WithLengthsThatPlayNoPartNeedTheRightExcitability) {
     // One for all can have rows of one length.
     EXPECT_EQ(raw_of(norm, weights, false).outcome.fault, RawFault::kLength);
     Weights even = weights;
-    for (std::size_t k = 0; k < even.w.size(); ++k) even.w[k] /= free.of_row(even.row[k]);
+    for (std::size_t k = 0; k < even.w.size(); ++k) {
+      if (even.w[k] != 0) even.w[k] /= free.of_row(even.row[k]);
+    }
     const Raw shared = raw_of(norm, even, false);
     expect_represents(norm, even, shared);
     EXPECT_NEAR(shared.e[0], 1, 1e-12);

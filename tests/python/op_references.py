@@ -76,17 +76,23 @@ def effective_weight_backward(
 
 
 def raw_values(effective, row_indices, rows, a, b, p, variable, excitability, start, name) -> Expected:
-    """The inverse of w = (e / D) v: with one e for each row v is w, with one for all where a row is as the mean row."""
+    """The inverse of w = (e / D) v: with one e for each row v is w, with one for all where a row is as the mean row.
+
+    Where b is not 0, a row of zeros is e = 0 of a v of length 1, if e is free.
+    """
     w, row = effective.numpy(), row_indices.numpy()
     count = np.bincount(row, minlength=rows).clip(1).astype(float)
     length = np.bincount(row, np.abs(w) ** p, minlength=rows) ** (1 / p)
     live = length > 0
     length[~live] = 1
     d = count**a * length**b
+    still = ~live & (np.bincount(row, minlength=rows) > 0) & (b != 0)  # a row of zeros, which has no direction
     if excitability is not None:
         e = excitability.numpy()
     elif variable:
-        e = np.where(live, d, start)
+        e = np.where(live, d, np.where(still, 0, start))
+    elif still.any() and not live.any():
+        e = np.array(0.0)
     elif b == 0 or not live.any():
         e = np.array(start)
     else:
@@ -94,6 +100,8 @@ def raw_values(effective, row_indices, rows, a, b, p, variable, excitability, st
     of_row = np.broadcast_to(e, (rows,))
     scale = np.sign(of_row) if b == 1 else np.sign(of_row) * (d / np.abs(of_row)) ** (1 / (1 - b))
     v = w * (np.ones(rows) if variable and excitability is None else scale)[row]
+    if excitability is None and (variable or not live.any()):
+        v = np.where(still[row], count[row] ** (-1 / p), v)
     return oracle.Result(v, np.abs(v)), oracle.Result(e, np.abs(e))
 
 

@@ -126,6 +126,24 @@ def test_an_optimizer_that_lets_the_ranks_drift_is_refused(tmp_path):
 # DistributedDataParallel
 
 
+def _wrapped(rank: int) -> None:
+    dense = nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 3))
+    for model, act, words in ((dense, lambda model: dendnorm.sparsify(model, 0.5), "made sparse"),
+                              (network(), dendnorm.densify, "made dense"),
+                              (network(), lambda model: dendnorm.resize(model, 0.5, None), "resized")):  # fmt: skip
+        wrapped = DistributedDataParallel(model)
+        before = [id(parameter) for parameter in model.parameters()]
+        for outer, where in ((wrapped, "wrapped: take"), (nn.Sequential(wrapped), "wrapped at '0': take")):
+            with pytest.raises(ValueError, match=f"model must be {words} before .* got one that is {where}"):
+                act(outer)
+        assert before == [id(parameter) for parameter in model.parameters()]
+        act(model)
+
+
+def test_what_ddp_knows_is_not_replaced(tmp_path):
+    run(_wrapped, tmp_path)
+
+
 def train_with_ddp(rank: int, count: int, folder: str) -> dict:
     model = network()
     wrapped = DistributedDataParallel(model)

@@ -419,6 +419,44 @@ def test_an_average_of_buffers_follows_too():
                 assert torch.equal(mine.pattern.perm, theirs.pattern.perm)
 
 
+@pytest.mark.feature("averages in tensors alone, as diffusers and torch_ema keep them, follow the connections")
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_average_in_tensors_alone_follows(trained):
+    model = network()
+    model[2].bias.requires_grad_(False)
+    optimizer = torch.optim.Adam([each for each in model.parameters() if each.requires_grad], lr=0.05)
+    rewire = SET(model, optimizer, zeta=0.4, seed=1)
+    wanted = copy.deepcopy(model)
+    shadow = [each.detach().clone() for each in model.parameters() if each.requires_grad or not trained]
+
+    def update():
+        owners = [each for each in model.parameters() if each.requires_grad or not trained]
+        with torch.no_grad():
+            for mine, theirs in zip(shadow, owners, strict=True):
+                mine.lerp_(theirs, 0.1)
+            for mine, theirs in zip(wanted.parameters(), model.parameters(), strict=True):
+                mine.lerp_(theirs, 0.1)
+
+    for x in torch.randn(4, 5, 12):
+        train_step(model, optimizer, x)
+        report = rewire.step()
+        follow(wanted, model, report)
+        follow(shadow, model, report)
+        update()
+    expected = [mine for mine, theirs in zip(wanted.parameters(), model.parameters(), strict=True)
+                if theirs.requires_grad or not trained]  # fmt: skip
+    for mine, theirs in zip(shadow, expected, strict=True):
+        assert torch.equal(mine, theirs)
+    before = [each.clone() for each in shadow]
+    for wrong, message in ((shadow[:-1], "got"), ([*shadow[:-1], None], "tensor like each"), (shadow[::-1], "shapes")):
+        with pytest.raises(ValueError, match=f"averaged must be a model, or hold.*{message}"):
+            follow(wrong, model, report)
+    rewire.step()
+    with pytest.raises(ValueError, match=r"report must be of its latest rewiring|before its latest rewiring"):
+        follow(shadow, model, report)
+    assert all(torch.equal(mine, was) for mine, was in zip(shadow, before, strict=True))
+
+
 def test_an_average_that_cannot_follow_is_refused_and_left_as_it_was():
     model = network()
     rewiring = SET(model, None, zeta=0.3)

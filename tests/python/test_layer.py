@@ -154,6 +154,9 @@ def test_from_dense_keeps_mode_dtype_and_what_is_frozen():
     assert layer.bias is None
     assert layer.weight.dtype == torch.float64
     assert not layer.weight.requires_grad
+    assert not layer.norm.excitability.requires_grad  # a factor of the weight
+    shared = norms.l0()
+    assert SparseLinear.from_dense(linear, density=0.5, norm=shared).norm.excitability.requires_grad  # of others, too
     half = SparseLinear.from_dense(torch.nn.Linear(5, 4, dtype=torch.bfloat16), density=0.5)
     assert half.weight.dtype == torch.float32
     assert half(torch.ones(2, 5, dtype=torch.bfloat16)).dtype == torch.bfloat16

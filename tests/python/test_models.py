@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import pickle
 import subprocess
@@ -244,8 +245,13 @@ def test_the_report_says_what_and_why():
         "body": nn.Linear(10, 10), "head": nn.Linear(10, 2), "lazy": lazy, "sub": Subclass(10, 10),
         "conv": nn.Conv2d(3, 4, 3), "normed": nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
         "old": nn.utils.spectral_norm(nn.Linear(4, 4)), "attention": nn.MultiheadAttention(8, 2),
-        "sparse": SparseLinear(4, 4, 0.5),
+        "sparse": SparseLinear(4, 4, 0.5), "lstm": nn.LSTM(3, 2), "cell": nn.GRUCell(3, 2),
+        "offloaded": nn.Linear(4, 4), "hooked": nn.Linear(4, 4), "watched": nn.Linear(4, 4),
     })  # fmt: skip
+    offloaded, hooked, watched = (model[name] for name in ("offloaded", "hooked", "watched"))
+    offloaded.forward = functools.partial(nn.Linear.forward, offloaded)
+    hooked.weight.register_hook(lambda gradient: gradient * 0)
+    watched.bias.register_post_accumulate_grad_hook(lambda parameter: None)
     before = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("lazy"))
     replaced = dendnorm.sparsify(model, 0.2, skip=["head"])
     assert list(replaced) == ["body"] and (replaced.connections, replaced.positions) == ({"body": 20}, {"body": 100})
@@ -257,6 +263,9 @@ def test_the_report_says_what_and_why():
         "conv": "Conv2d is not among types", "normed": "a parametrization computes",
         "old": "SpectralNorm computes its weight", "attention.out_proj": "read by MultiheadAttention.forward",
         "attention.in_proj_weight": "a Parameter of MultiheadAttention itself", "sparse": "sparse already",
+        "lstm.weight_hh_l0": "a Parameter of LSTM itself", "cell.weight_ih": "a Parameter of GRUCell itself",
+        "offloaded": "its forward was replaced on the module itself", "hooked": "a hook is registered on its weight",
+        "watched": "a hook is registered on its bias",
     }.items():  # fmt: skip
         assert reason in replaced.left[name] and reason in text and name in text
     assert "1 layer replaced" in text and "0.2 (20 of 100)" in text

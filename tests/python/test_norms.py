@@ -284,3 +284,26 @@ def test_a_neuron_without_connections_gives_its_bias_whatever_its_excitability(n
     if written_out and variable and b:
         second = torch.autograd.grad(dv[~of_dead].square().sum(), (weight, excitability), allow_unused=True)
         assert torch.isfinite(second[0]).all()
+
+
+@pytest.mark.feature("a dense layer that starts at 0 becomes sparse and learns, under every norm")
+@pytest.mark.parametrize("norm", ["none", "l0", "l0-variable", "weight_norm", "joint", "lp:2", "lp-variable:1"])
+@pytest.mark.parametrize("rows", ["all", "one"])
+def test_weights_of_zero_can_be_learnt_from(norm, rows):
+    if (norm, rows) == ("lp:2", "one"):
+        pytest.skip("one excitability for all neurons stands for rows of one length alone")
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    x, target = (torch.randn(64, size, generator=generator) for size in (20, 10))
+    linear = torch.nn.Linear(20, 10)
+    with torch.no_grad():
+        (linear.weight if rows == "all" else linear.weight[3]).zero_()
+    layer = dendnorm.SparseLinear.from_dense(linear, 0.3 if rows == "all" else 1.0, norm=norm)
+    assert torch.equal(layer.to_dense().weight[3], torch.zeros(20))
+    torch.testing.assert_close(layer(x), layer.to_dense()(x))
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (layer(x) - target).square().mean().backward()
+        optimizer.step()
+    learnt = layer.to_dense().weight.abs().amax(1)
+    assert (learnt[layer.in_degrees() > 0] > 1e-4).all(), learnt

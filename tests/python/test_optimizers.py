@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import types
 from collections.abc import Callable
 from typing import Any
@@ -289,7 +290,12 @@ def of_all_parameters(model: nn.Module, optimizer: torch.optim.Optimizer) -> Non
     optimizer.state[model[0].bias]["directions"] = [torch.zeros(total)]
 
 
+def on_the_parameter(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    model[2].weight.average = model[2].weight.detach().clone()
+
+
 STATES = {
+    "on the parameter": (on_the_parameter, r"weight\.average of Adam must have one entry"),
     "a column": (put(odd=torch.zeros(30, 1)), r"state 'odd' of Adam .* got a tensor of shape \(30, 1\)"),
     "a row": (put(odd=torch.zeros(1, 30)), r"\(1, 30\)"),
     "another view": (put(odd=torch.zeros(5, 6)), r"\(5, 6\)"),
@@ -938,3 +944,38 @@ def test_numbers_of_numpy_are_numbers():
 
 def test_the_module_is_where_it_was():
     assert importlib.import_module("dendnorm.rewiring").RigL is dendnorm.RigL
+
+
+# Copies
+
+
+@pytest.mark.feature("copies and pickles of a rewiring go on by themselves, with the copy of their optimizer")
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+@pytest.mark.parametrize("rules", [{}, {"grow": "gradient"}, {"drop": "cosine", "grow": "cosine"}])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_copied_rewiring_goes_on_by_itself(copied, rules, before):
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    rewire = dendnorm.SET(model, optimizer, zeta=0.3, every=2, **rules)
+    train(model, optimizer, before)
+    other = copied((model, optimizer, rewire))
+    train(model, optimizer, 4)
+    train(*other[:2], 4)
+    assert other[2].state_dict() == rewire.state_dict() != {"seed": 0, "steps": 0, "calls": 0}
+    torch.testing.assert_close(other[0].state_dict(), model.state_dict(), rtol=0, atol=0)
+
+
+def test_resize_hands_on_what_is_attached_to_the_parameter():
+    model, seen = network(), []
+    weight = model[0].weight
+    handles = [weight.register_hook(lambda gradient: seen.append("gradient")),
+               weight.register_post_accumulate_grad_hook(lambda parameter: seen.append(len(parameter)))]  # fmt: skip
+    weight.tag = "decays"
+    dendnorm.resize(model, 0.6, None)
+    assert model[0].weight is not weight and model[0].weight.tag == "decays"
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert seen == ["gradient", model[0].nnz]
+    for handle in handles:
+        handle.remove()
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
+    assert len(seen) == 2

@@ -190,9 +190,63 @@ def test_rigl_is_its_paper_on_a_dense_network(norm, block):
             assert positions(came.grown) == lowest(-np.abs(gradient), ~left, k)
             values, _ = dense(layer, layer.weight)
             buffers, _ = dense(layer, optimizer.state[layer.weight]["momentum_buffer"])
-            for edge in positions(came.grown):
-                assert values[edge] == 0
-                assert buffers[edge] == 0
+            left_in_row = left.sum(1)
+            for row, col in positions(came.grown):
+                # A neuron that has nothing else would never learn from 0 where its values' length divides them.
+                assert (values[row, col] == 0) == (layer.norm.b == 0 or left_in_row[row] > 0)
+                assert buffers[row, col] == 0
+
+
+UNDIRECTED = {
+    "RigL": lambda layer, optimizer: dendnorm.RigL(layer, optimizer, zeta=0.4, every=None),
+    "SET": lambda layer, optimizer: dendnorm.SET(layer, optimizer, zeta=0.4, grow=grow.Random(start="zero")),
+    "resize": None,
+}
+
+
+@pytest.mark.feature("growth at 0 under a norm that divides by the length of v: no neuron is left without a direction")
+@pytest.mark.parametrize("norm", ["l0", "weight_norm", "joint", "lp:1", "lp-variable:3"])
+@pytest.mark.parametrize("act", UNDIRECTED)
+def test_no_neuron_has_connections_and_nothing_but_zeros(norm, act):
+    layer = dendnorm.SparseLinear(20, 10, nnz=40, norm=norm, seed=1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
+    x, target = (torch.randn(64, size, generator=generator) for size in (20, 10))
+    target[:, 4] += 5 * x[:, :5].sum(1)
+    with torch.no_grad():
+        layer.weight[layer.edges()[0] == 4] = 0
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.02, momentum=0.9)
+    make = UNDIRECTED[act]
+    rewire = make(layer, optimizer) if make else None
+    for turn in range(4):
+        if rewire is not None:
+            rewire.observe()
+        optimizer.zero_grad()
+        (layer(x) - target).square().mean().backward()
+        optimizer.step()
+        before = layer.weight.detach().clone()
+        if rewire is None:
+            dendnorm.resize(layer, 0.25 + 0.1 * turn, optimizer, seed=turn)
+        else:
+            rewire.step()
+        row = layer.edges()[0]
+        length = torch.zeros(10).index_add_(0, row, layer.weight.detach().abs())
+        count = torch.bincount(row, minlength=10)
+        if layer.norm.b == 0:
+            continue
+        assert (length[count > 0] > 0).all()
+        assert layer.weight.detach().abs().max() <= 5 * before.std() + before.abs().max()
+        optimizer.zero_grad()
+        (layer(x) - target).square().mean().backward()
+        reached = torch.zeros(10).index_add_(0, row, layer.weight.grad.abs())
+        assert (reached[count > 1] > 0).all()  # of one connection alone only the sign counts, and e
+
+
+def test_a_layer_of_zeros_grows_with_the_values_of_a_fresh_one():
+    layer = dendnorm.SparseLinear(20, 10, nnz=40, norm="weight_norm", seed=1)
+    with torch.no_grad():
+        layer.weight.zero_()
+    dendnorm.SET(layer, None, zeta=1.0, grow=grow.Random(start="zero")).step()
+    assert 0.5 / 2 < layer.weight.std() < 2 / 2  # N(0, 1 / 4): four connections in the mean
 
 
 def test_rigl_sums_over_accumulated_batches_and_forgets_earlier_steps():

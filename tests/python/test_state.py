@@ -10,8 +10,10 @@ import types
 import pytest
 import torch
 from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import dendnorm
 from dendnorm import SET, SparseConv2d, SparseLinear
 
 NORMS = ["none", "l0", "joint"]
@@ -169,6 +171,63 @@ def test_state_may_be_set_in_any_way(way, norm, kind, called_before, tmp_path):
     again = made(2, norm, kind)
     again.load_state_dict(target.state_dict())
     check(again)
+
+
+# Ways to write that leave no trace in a tensor's count of writes.
+
+
+def through_data(mine, theirs):
+    mine.data.copy_(theirs)
+
+
+def under_inference_mode(mine, theirs):
+    with torch.inference_mode():
+        mine.copy_(theirs)
+
+
+def by_numpy(mine, theirs):
+    mine.detach().numpy()[...] = theirs.detach().numpy()
+
+
+UNCOUNTED = [through_data, under_inference_mode, by_numpy]
+
+
+@pytest.mark.feature("state that is written through .data, under inference mode or by NumPy, which nothing counts")
+@pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="a call does not wait for a device to look")
+@pytest.mark.parametrize("way", UNCOUNTED, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("zeta", [0.02, 0.1])
+def test_writes_that_nothing_counts_are_seen(way, zeta):
+    for seed in range(40):  # one connection elsewhere, which few entries of the row view tell
+        layer = made(seed)
+        layer(X)
+        other = copy.deepcopy(layer)
+        assert SET(other, None, zeta=zeta, seed=seed).step()[0].k == round(zeta * 60)
+        for mine, theirs in zip(tensors(layer), tensors(other), strict=True):
+            way(mine, theirs)
+        check(layer)
+        assert torch.equal(layer(X), other(X))
+
+
+@pytest.mark.skipif(torch.get_default_device().type != "cpu", reason="a call does not wait for a device to look")
+@pytest.mark.parametrize("way", UNCOUNTED, ids=lambda way: way.__name__)
+@pytest.mark.parametrize(
+    "read",
+    [SparseLinear.in_degrees, SparseLinear.to_sparse_csr, SparseLinear.effective_weight, SparseLinear.to_dense,
+     lambda layer: layer.pattern, lambda layer: SET(layer, None, zeta=0.3).step()[0].grown,
+     lambda layer: pickle.loads(pickle.dumps(layer)).perm, lambda layer: copy.deepcopy(layer).crow_indices],
+)  # fmt: skip
+def test_whoever_reads_first_sees_them(way, read):
+    layer, other = made(0), made(1)
+    layer(X)
+    for mine, theirs in zip(tensors(layer), tensors(other), strict=True):
+        way(mine, theirs)
+    got, want = read(layer), read(other)
+    if isinstance(got, torch.nn.Module):
+        got, want = got.weight, want.weight
+    if isinstance(got, torch.Tensor):
+        got, want = [got], [want]
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.equal(mine.to_dense(), theirs.to_dense())
 
 
 @pytest.mark.feature("state that is set partly: the saved tensors decide, whichever was written")
@@ -370,6 +429,107 @@ def test_a_copy_that_is_given_all_of_the_original_in_place():
     assert torch.equal(restored(X), target(X))
 
 
+def lerped(averaged, net, data):
+    with torch.no_grad():
+        for mine, theirs in zip(averaged.parameters(), net.parameters(), strict=True):
+            (mine.data if data else mine).lerp_(theirs, 0.1)
+
+
+@pytest.mark.feature("averages of parameters alone by hand, as of target networks: refused by name after a rewiring")
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("data", [True, False])
+def test_a_copy_that_is_given_values_of_the_next_pattern_is_refused(frozen, data):
+    net = made(0)
+    target = copy.deepcopy(net).requires_grad_(not frozen)
+    lerped(target, net, data)
+    with torch.no_grad():
+        check(target)
+        SET(net, None, zeta=0.3).step()
+        check(target)
+        lerped(target, net, data)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"SparseLinear\(.*since the layer that this one was copied from was"):
+                target(X)
+        target.load_state_dict(net.state_dict())
+        lerped(target, net, data)
+        check(target)
+        lerped(target, SET(net, None, zeta=0.3).step() and net, data)
+        for mine, theirs in zip(tensors(target), tensors(net), strict=True):
+            mine.copy_(theirs)
+        assert torch.equal(target(X), net(X))
+
+
+def test_copies_that_are_trained_by_themselves_go_on():
+    nets = [made(0)]
+    nets += [copy.deepcopy(nets[0]) for _ in range(2)]
+    optimizers = [torch.optim.Adam(net.parameters(), lr=0.01) for net in nets]
+    rewirings = [SET(net, optimizer, zeta=0.3) for net, optimizer in zip(nets, optimizers, strict=True)]
+    teacher = copy.deepcopy(nets[0]).requires_grad_(False)
+    want = teacher(X)
+    for turn in range(4):
+        for net, optimizer in zip(nets, optimizers, strict=True):
+            for _ in range(2):
+                optimizer.zero_grad()
+                (net(X) - teacher(X)).square().mean().backward()
+                optimizer.step()
+            optimizer.zero_grad()
+        for rewire in rewirings[: 1 + turn % 2]:
+            rewire.step()
+        with torch.no_grad():
+            for net in nets:
+                check(net)
+    assert torch.equal(teacher(X), want)
+
+
+def test_an_average_that_begins_after_rewirings():
+    net = made(0)
+    averaged = AveragedModel(net)
+    SET(net, None, zeta=0.3).step()
+    averaged.update_parameters(net)  # the first copies
+    with torch.no_grad():
+        net.weight.add_(1)
+    averaged.update_parameters(net)
+    assert torch.equal(averaged(X), averaged.module(X))
+    check(averaged.module)
+    SET(net, None, zeta=0.3, seed=1).step()
+    averaged.update_parameters(net)
+    with pytest.raises(ValueError, match="before a rewiring"):
+        averaged(X)
+
+
+def test_what_is_copied_together_belongs_together():
+    net = made(0)
+    target = copy.deepcopy(net).requires_grad_(False)
+    other, its_target = copy.deepcopy((net, target))
+    SET(other, None, zeta=0.3).step()
+    lerped(its_target, other, False)
+    with pytest.raises(ValueError, match="was rewired"):
+        its_target(X)
+    lerped(target, net, False)
+    check(target)
+
+
+def test_a_mixture_of_patterns_is_not_saved(tmp_path):
+    net = made(0)
+    averaged = AveragedModel(net)
+    averaged.update_parameters(net)
+    SET(net, None, zeta=0.3).step()
+    averaged.update_parameters(net)
+    with pytest.raises(ValueError, match="before a rewiring"):
+        dendnorm.save(tmp_path / "average.safetensors", averaged)
+    assert not list(tmp_path.iterdir())
+
+
+def test_biases_alone_are_loaded_where_that_is_allowed():
+    model = torch.nn.Sequential(made(0))
+    want = model(X).detach() + 1
+    told = model.load_state_dict({"0.bias": model[0].bias.detach() + 1}, strict=False)
+    assert "0.weight" in told.missing_keys
+    torch.testing.assert_close(model(X), want)
+    with pytest.raises(RuntimeError, match=r"bias must have shape \(10,\)"):
+        model.load_state_dict({"0.bias": torch.zeros(3)}, strict=False)
+
+
 def test_a_state_dict_without_the_layer_leaves_it_where_that_is_allowed():
     model = torch.nn.Sequential(made(0), torch.nn.Linear(3, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -460,6 +620,26 @@ def test_a_layer_made_under_inference_mode():
     with torch.no_grad():
         assert torch.equal(layer(X), want)
     torch.testing.assert_close(want, made(0)(X).detach())
+
+
+def test_what_was_made_under_inference_mode_can_be_loaded():
+    with torch.inference_mode():
+        layer = made(0)
+        assert torch.equal(layer.pattern_mark, made(0).pattern_mark)
+        layer.load_state_dict(made(1).state_dict())
+        made(2).load_state_dict(layer.state_dict())
+    other = made(3)
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(X), made(1)(X))
+
+
+def test_copies_and_averages_of_a_weight_that_is_computed():
+    layer = made(0)
+    parametrize.register_parametrization(layer, "weight", torch.nn.Tanh())
+    assert torch.equal(copy.deepcopy(layer)(X), layer(X))
+    averaged = AveragedModel(layer)
+    averaged.update_parameters(layer)
+    assert torch.equal(averaged(X), layer(X))
 
 
 def test_a_view_that_was_derived_under_inference_mode_trains():

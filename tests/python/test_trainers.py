@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -450,6 +451,51 @@ def test_lightning_resumes(name, save, package, tmp_path):
         module.net[0].reset_parameters(seed=99)
     trainer.fit(module, ckpt_path=str(tmp_path / f"step={save or STEPS}.ckpt"), weights_only=False)
     assert_same(module.net, wanted)
+
+
+@pytest.mark.feature("Lightning: the averages of its own callbacks follow each rewiring")
+@quiet
+@both_names
+@pytest.mark.parametrize("kind", ["StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"])
+@pytest.mark.parametrize("first", [True, False])
+def test_lightning_averages_follow(kind, first, package, tmp_path):
+    pl = pytest.importorskip("lightning.pytorch" if package == "lightning" else package)
+    if not hasattr(pl.callbacks, kind):
+        pytest.skip(f"this {package} has no {kind}")
+    options = {"swa_lrs": 0.01, "swa_epoch_start": 1} if kind == "StochasticWeightAveraging" else {}
+    averaging = getattr(pl.callbacks, kind)(**options)
+    _, module, trainer = lightning(package, tmp_path, {"every_n_steps": 1}, callbacks=[averaging])
+    if first:
+        trainer.callbacks.reverse()
+    values = []  # of each connection, by its ends, after each step
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            values.append([by_edge(layer) for layer in (module.net[0], average()[0])])
+
+    def average():
+        inner = averaging._average_model
+        return getattr(inner, "module", inner).net
+
+    trainer.callbacks.append(Watch())
+    trainer.fit(module)
+    assert module.net[0].pattern_mark.equal(average()[0].pattern_mark)
+    rewirings = 0
+    for (_, before), (current, after) in itertools.pairwise(values):
+        assert after.keys() == current.keys()
+        rewirings += before.keys() != after.keys()
+        if kind == "StochasticWeightAveraging":
+            continue  # updates once an epoch
+        for edge in after.keys() - before.keys():
+            assert after[edge] == current[edge]  # the average of a new connection begins with it
+    assert rewirings > 3
+    for layer in (module.net[0], average()[0]):
+        assert torch.isfinite(layer(torch.ones(2, layer.in_features))).all()
+
+
+def by_edge(layer) -> dict[tuple[int, int], float]:
+    row, col = layer.edges()
+    return dict(zip(zip(row.tolist(), col.tolist(), strict=True), layer.weight.detach().tolist(), strict=True))
 
 
 @pytest.mark.feature("Lightning: rewiring in its TensorBoard log")

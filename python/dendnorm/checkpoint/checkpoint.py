@@ -64,6 +64,9 @@ def save(
     require("safetensors.torch", "train")
     tensors: dict[str, torch.Tensor] = {}
     document: dict[str, Any] = {"format": FORMAT, "layers": _layers(model), "shared": _shared(model)}
+    for layer in model.modules():
+        if isinstance(layer, SparseLayer):
+            layer._row_view()  # refuses a mixture of patterns, which nobody could load
     state = model.state_dict()
     document["versions"] = getattr(state, "_metadata", {})
     kept = {key: value for key, value in state.items() if key not in document["shared"]}

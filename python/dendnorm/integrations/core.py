@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from .._arguments import whole
 from ..rewiring.reports import RewireReport
 from ..rewiring.set import SET
 from ..rewiring.steps import LatestStep
+from .averages import follow
 
 __all__ = ["LightningRewiring", "ScheduledRewiring", "scalars"]
 
@@ -207,6 +209,8 @@ class LightningRewiring:
     Its state is in the trainer's checkpoints, and ``trainer.fit(..., ckpt_path=...)`` goes on with the edges that an
     undisturbed run would have. Each rewiring's numbers (``dendnorm.integrations.core.scalars``) go to the trainer's
     loggers. The module's optimizers must hold every sparse layer; with several of them a layer's state is in one.
+    The averages of Lightning's own callbacks (``StochasticWeightAveraging``, ``WeightAveraging`` and
+    ``EMAWeightAveraging``) follow each rewiring.
 
     Args:
         every_n_steps, every_n_epochs, start_after, stop_after, rewirer, options: as for
@@ -226,16 +230,16 @@ class LightningRewiring:
         self._steps = trainer.global_step
         # An epoch that a checkpoint found between its last batch and its end comes to its end after this.
         done = trainer.global_step, trainer.current_epoch
-        self._log(trainer, self.rewiring.start(pl_module, trainer.optimizers, *done))
+        self._rewired(trainer, pl_module, self.rewiring.start(pl_module, trainer.optimizers, *done))
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         # Batches that are only accumulated end without a step.
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            self._log(trainer, self.rewiring.done("step", self._steps))
+            self._rewired(trainer, pl_module, self.rewiring.done("step", self._steps))
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        self._log(trainer, self.rewiring.done("epoch", trainer.current_epoch + 1))
+        self._rewired(trainer, pl_module, self.rewiring.done("epoch", trainer.current_epoch + 1))
 
     def state_dict(self) -> dict[str, Any]:
         return self.rewiring.state_dict()
@@ -243,7 +247,23 @@ class LightningRewiring:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rewiring.load_state_dict(state_dict)
 
-    def _log(self, trainer: Any, values: dict[str, float] | None) -> None:
-        if values is not None:
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.global_step)
+    def _rewired(self, trainer: Any, pl_module: Any, values: dict[str, float] | None) -> None:
+        if values is None:
+            return
+        for callback in trainer.callbacks:
+            _follow(callback, pl_module, self.rewiring.rewirer.report)
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+
+
+def _follow(callback: Any, model: nn.Module, report: RewireReport) -> None:
+    """Let the average that a callback of Lightning's keeps, if it keeps one, have the connections of the model."""
+    averaged = getattr(callback, "_average_model", None)
+    if not isinstance(averaged, nn.Module):
+        return
+    begun = getattr(averaged if isinstance(averaged, AveragedModel) else callback, "n_averaged", None)
+    if begun is not None and int(begun) > 0:
+        follow(averaged, model, report)
+    else:  # the first update copies parameters
+        inner = averaged.module if isinstance(averaged, AveragedModel) else averaged
+        inner.load_state_dict(model.state_dict())

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from ..nn.layer import SparseLayer
+from ..nn.spread import refuse_wrapped
+from .attached import what_stays
 from .places import first_names, replace, size, skipper
 from .report import Replaced
 
@@ -28,11 +30,12 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
 
     Returns:
         the replaced layers by their first name in the model: a dict that prints as that of ``sparsify`` does. It is
-        empty where the model holds no sparse layer.
+        empty where the model holds no sparse layer. A layer whose ``forward`` was replaced on the module itself, or
+        that has hooks on its gradients, is left and said so.
 
     Raises:
-        TypeError, ValueError: model or skip, or a weight that a hook or parametrization computes for a matrix. The
-            model is then as it was.
+        TypeError, ValueError: model or skip, a ``DistributedDataParallel`` around it, or a weight that a hook or
+            parametrization computes for a matrix. The model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -42,10 +45,12 @@ def densify(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
     skipped = skipper(model, skip)
     every = [(name, module) for name, module in model.named_modules(remove_duplicate=False)
              if isinstance(module, SparseLayer)]  # fmt: skip
-    stays = {id(module) for name, module in every if skipped(name)}
+    stays = {id(module): why for _, module in every if (why := what_stays(module)) is not None}
+    stays |= {id(module): "named in skip" for name, module in every if skipped(name)}
     found = [(name, module) for name, module in every if id(module) not in stays]
     chosen = first_names(list(found))
-    left = {name: "named in skip" for name, module in first_names(list(every)).items() if id(module) in stays}
+    left = {name: stays[id(module)] for name, module in first_names(list(every)).items() if id(module) in stays}
+    refuse_wrapped(model, {id(module) for _, module in found}, "made dense")
     made = _dense({id(module): module for _, module in found})
     before = size(model)
     replace(model, list(found), made)

@@ -11,6 +11,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from ..nn.layer import SparseLayer
+from .attached import give_hooks, what_stays
 from .holders import holders
 from .readers import readers
 
@@ -140,6 +141,9 @@ def _why_not(
     for hook in module._forward_pre_hooks.values():
         if type(hook).__module__ in ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm"):
             return f"{type(hook).__name__} computes its weight at every call: remove that first"
+    attached = what_stays(module)
+    if attached is not None:
+        return attached
     if type(module) not in kinds and kind_of(module) not in kinds:
         base = next((kind for kind in DENSE if isinstance(module, kind) and type(module) is not kind), None)
         what = "" if base is None else f"a subclass of nn.{base.__name__} "
@@ -163,14 +167,14 @@ def _other(module: nn.Module) -> str | None:
 
 
 def _parameters(model: nn.Module) -> dict[str, str]:
-    """Matrices that belong to a module itself: of queries, keys and values in attention, of experts in a stack."""
+    """Matrices that belong to a module itself: of attention's queries, keys and values, of an LSTM, of experts."""
     found = {}
     for name, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is None or key == "weight" or isinstance(parameter, UninitializedTensorMixin):
                 continue
             if min(parameter.shape, default=0) > 1 and (
-                parameter.dim() == 3 or (parameter.dim() == 2 and key.endswith("weight"))
+                parameter.dim() == 3 or (parameter.dim() == 2 and "weight" in key)
             ):
                 found[f"{name}.{key}".lstrip(".")] = f"a Parameter of {type(module).__name__} itself, not a module"
     return found
@@ -190,7 +194,9 @@ def size(model: nn.Module) -> int:
 
 
 def replace(model: nn.Module, found: list[tuple[str, nn.Module]], made: Mapping[int, nn.Module]) -> None:
-    """Put, in every place, what was made for the module there (by its ``id``)."""
+    """Put, in every place, what was made for the module there (by its ``id``); it takes over its hooks."""
+    for module in {id(module): module for _, module in found}.values():
+        give_hooks(module, made[id(module)])
     for name, module in found:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, made[id(module)])

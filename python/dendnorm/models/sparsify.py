@@ -13,6 +13,7 @@ from ..nn.conv import SparseConv1d, SparseConv2d
 from ..nn.layer import SparseLayer
 from ..nn.linear import SparseLinear
 from ..nn.norms import Norm
+from ..nn.spread import refuse_wrapped
 from .allocation import allocate
 from .places import TYPES, as_dense, first_names, places, replace, size
 from .report import Replaced, why_nothing
@@ -90,7 +91,8 @@ def sparsify(
     What is left is said with the reason: ``print`` what this returns. A layer whose weight another module's ``forward``
     reads (``F.linear(x, self.qkv.weight)`` in Swin and BEiT, ``out_proj`` in ``nn.MultiheadAttention``) is left: a
     sparse layer has no matrix to be read. It is found in the sources of the model's classes, in every branch of them;
-    what reaches a weight in another way is not, and is to be named in ``skip``.
+    what reaches a weight in another way is not, and is to be named in ``skip``. Hooks of calls go over to the sparse
+    layer; one whose ``forward`` was replaced on the module itself, or that has hooks on its gradients, is left.
 
     Args:
         model: any module but one of these itself, which cannot replace itself.
@@ -108,8 +110,8 @@ def sparsify(
 
     Raises:
         TypeError, ValueError: model, a name in skip or density that fits nothing, a layer without a density, a weight
-            that another module uses too, nothing to replace (says why for each candidate), or anything that
-            ``from_dense`` refuses. The model is then as it was.
+            that another module uses too, a ``DistributedDataParallel`` around it, nothing to replace (says why for each
+            candidate), or anything that ``from_dense`` refuses. The model is then as it was.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -121,6 +123,7 @@ def sparsify(
         raise ValueError(why_nothing(left, ", ".join(names)))
     chosen = first_names(found)
     first = {id(module): name for name, module in chosen.items()}
+    refuse_wrapped(model, first, "made sparse")
     _refuse_tied(model, {id(module): module for module in chosen.values()}, first)
     shares = _shares(chosen, density, distribution)
     made: dict[int, SparseLayer] = {}

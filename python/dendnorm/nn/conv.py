@@ -238,7 +238,8 @@ class SparseConv2d(SparseConv):
         weight: Parameter (nnz,), v in the layer's own order: ``edges()`` tells it.
         bias: Parameter (M,) or None.
         norm: the ``Norm`` that holds the excitability.
-        ccol_indices, row_indices: the pattern, int32, in the state_dict; ``pattern`` has both views of it.
+        ccol_indices: with ``row_indices`` the pattern, int32, in the state_dict; ``pattern`` has both views of it.
+        row_indices: the filter of each connection.
 
     Raises:
         TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.

@@ -242,6 +242,7 @@ class SparseLayer(Patterned):
         found = _ops.pattern_mark(*pattern[:2]).to(self.pattern_mark.device)
 
         def write(status: torch.Tensor | None) -> None:
+            self._leave_copies()
             self._tables, mark = tables, found
             for buffer, tensor in zip(own, pattern, strict=True):
                 if status is None:
@@ -294,10 +295,14 @@ class SparseLayer(Patterned):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         if is_plain(self.row_indices) and self._problem_of_pattern(self.ccol_indices, self.row_indices) is None:
             self._row_view()
         state = self.__dict__.copy()
-        state.update(_source=None, _source_of_inference=None, _marked=-1, _original=None)
+        state.update(_source=None, _source_of_inference=None, _seal=None, _marked=-1)
+        state.update(_original=None, _copies=None, _left=None, _written=-1)
         return state
 
     def __prepare_scriptable__(self) -> None:
@@ -361,6 +366,9 @@ class SparseLayer(Patterned):
         given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
         if not given:
             return None, None  # missing as any module's may be: load_state_dict(strict=False) lets it
+        if not given.keys() & {"weight", *SAVED}:  # a bias belongs to no connection
+            problems = (_problem_of_tensor(name, tensor, own[name], assign) for name, tensor in given.items())
+            return next((problem for problem in problems if problem is not None), None), None
         missing = [name for name in own if name not in given]
         # Values belong to the pattern that they were saved with.
         patterned = any(name in given for name in SAVED)

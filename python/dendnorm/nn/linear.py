@@ -46,7 +46,8 @@ class SparseLinear(SparseLayer):
         weight: Parameter (nnz,), v in the layer's own order: ``edges()`` tells it.
         bias: Parameter (M,) or None.
         norm: the ``Norm`` that holds the excitability.
-        ccol_indices, row_indices: the pattern, int32, in the state_dict; ``pattern`` has both views of it.
+        ccol_indices: with ``row_indices`` the pattern, int32, in the state_dict; ``pattern`` has both views of it.
+        row_indices: the output neuron of each connection.
 
     Raises:
         TypeError, ValueError: an argument that is not as above; names it, what was expected and what came.

@@ -115,6 +115,8 @@ def fill_from_dense(layer: Any, name: str, dense: Any, density: float | None, no
     for mine, theirs in ((layer.weight, dense.weight), (layer.bias, dense.bias)):
         if mine is not None:
             mine.requires_grad_(theirs.requires_grad)
+    if not isinstance(norm, Norm):  # one of its own, and a factor of the weight
+        layer.norm.requires_grad_(dense.weight.requires_grad)
     layer.train(dense.training)
 
 

@@ -5,20 +5,26 @@ was derived from, so it is kept with what tells that memory: which tensors, how 
 A call compares these, and derives anew what does not match: whoever sets, swaps, moves or overwrites the saved tensors
 need not know of it.
 
-A third buffer marks the pattern: eight numbers that any other pattern changes. Averages of weights (EMA, SWA) go over
-buffers in floating point and round indices down; where the mark is as it was, the patterns were equal, and the indices
-are put back exactly. Where it is another, patterns were mixed, which is refused.
+A third buffer marks the pattern: eight numbers that any other pattern changes. Writes through ``.data``, under
+inference mode, by a collective or by NumPy are not counted; in host memory a call therefore looks at the mark's own
+bytes, which are written with the rest. Averages of weights (EMA, SWA) go over buffers in floating
+point and round indices down; where the mark is as it was, the patterns were equal, and the indices are put back
+exactly.
+Where it is another, patterns were mixed, which is refused.
 """
 
 from __future__ import annotations
 
 import copy
+import ctypes
+import sys
 import weakref
 from typing import Any
 
 import torch
 from torch import nn
 from torch.compiler import is_compiling
+from torch.optim.swa_utils import AveragedModel
 
 from ..ops import library as _ops
 
@@ -27,6 +33,12 @@ __all__ = ["MARK", "SAVED", "Patterned", "is_plain", "same_marks"]
 SAVED = ("ccol_indices", "row_indices")
 MARK = "pattern_mark"
 _PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
+
+_MIXTURE = (
+    "an average of values from before a rewiring with values from after it. Let averages follow each rewiring:"
+    " dendnorm.integrations.averages.follow"
+)
+_BYTES = ctypes.c_char * (8 * _ops.MARKS)
 
 Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -50,6 +62,16 @@ def same_marks(mine: torch.Tensor, known: torch.Tensor | None) -> bool:
     return bool(((mine.detach().double().cpu() - known.double().cpu()).abs() < room).all())
 
 
+def _is_averaged() -> bool:
+    """Whether an ``AveragedModel`` is being called, whose first update copies."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_code is AveragedModel.forward.__code__:
+            return True
+    return False
+
+
 class Patterned(nn.Module):
     """A module that saves a pattern of nnz connections among M x N positions."""
 
@@ -63,9 +85,13 @@ class Patterned(nn.Module):
     _tables: Tables | None
     _source: tuple | None  # what the tables were derived from: see _stamp
     _source_of_inference: tuple | None = None
+    _seal: tuple[torch.Tensor, int, Any, bytes] | None = None  # the mark, where it lies, its memory, and what was there
     _known: torch.Tensor | None  # the mark of that pattern
     _marked: int  # how often the mark had been written
     _original: weakref.ref[Patterned] | None = None  # what this layer is a copy of, for as long as that lives
+    _copies: weakref.WeakSet[Patterned] | None = None  # and the other way round
+    _left: torch.Tensor | None = None  # the sum of a copy's values when the original took another pattern
+    _written = 0  # how often a copy's values had been written when it was made
 
     def _allocate_pattern(self, in_features: int, out_features: int, nnz: int, device: torch.device) -> None:
         """Buffers of these sizes, which are no pattern yet."""
@@ -79,7 +105,7 @@ class Patterned(nn.Module):
             self._tables = _ops.transposed(self.ccol_indices, self.row_indices, out_features)
 
     def _forget(self) -> None:
-        self._tables = self._source = self._source_of_inference = self._known = None
+        self._tables = self._source = self._source_of_inference = self._known = self._seal = None
         self._marked = -1
 
     def _row_view(self) -> Tables:
@@ -96,6 +122,8 @@ class Patterned(nn.Module):
             and row._version == source[3]
             and row.data_ptr() == source[4]
             and ccol.data_ptr() == source[5]
+            and ((seal := self._seal) is None or (seal[0].data_ptr() == seal[1] and seal[2].raw == seal[3]))
+            and self._left is None
         ):
             return self._tables  # type: ignore[return-value]
         return self._derived(ccol, row)
@@ -112,6 +140,9 @@ class Patterned(nn.Module):
             if ccol.is_meta and self._tables is not None and self._tables[0].is_meta:
                 return self._tables
             return _ops.transposed(ccol, row, self.out_features)
+        if self._left is not None and self._is_as_known(ccol, row):
+            self._refuse_values_of_the_next_pattern()
+            return self._tables  # type: ignore[return-value]
         source = self._source
         if source is None and self._tables is not None and self._source_of_inference == self._places(ccol, row):
             return self._tables  # without versions
@@ -170,19 +201,62 @@ class Patterned(nn.Module):
         mine, theirs = self._parameters.get("weight"), original._parameters.get("weight")
         if mine is None or theirs is None or not (is_plain(mine) and is_plain(theirs)) or mine.shape != theirs.shape:
             return
+        if self._written >= 0 and _is_averaged():
+            return  # an average that begins now, with a copy of the original
         if not torch.equal(mine.cpu(), theirs.to("cpu", mine.dtype)):
             raise ValueError(
                 f"{self}: weight must hold values of the pattern, got the pattern of the layer that this one was copied"
-                " from and other values: an average of values from before a rewiring with values from after it. Let"
-                " averages follow each rewiring: dendnorm.integrations.averages.follow. To restore other values for"
-                " this pattern, load a state_dict"
+                f" from and other values: {_MIXTURE}. To restore other values for this pattern, load a state_dict"
             )
+
+    def _leave_copies(self) -> None:
+        """Another pattern is about to be taken: an average of parameters alone would go on with values of that one."""
+        for twin in self._copies or ():
+            weight = twin._parameters.get("weight")
+            if weight is None or not is_plain(weight) or weight.is_inference():
+                continue
+            if weight._version != twin._written:
+                twin._written = -1
+            if twin._left is None:
+                twin._left = weight.detach().double().sum()
+
+    def _refuse_values_of_the_next_pattern(self) -> None:
+        """A copy whose values were written since its original took another pattern, and not by training."""
+        weight, left = self._parameters.get("weight"), self._left
+        original = self._original() if self._original is not None else None
+        if weight is None or left is None or not is_plain(weight):
+            return
+        if weight.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        if weight.grad is not None or (original is not None and same_marks(original.pattern_mark, self._known)):
+            self._left = None
+        elif bool(weight.detach().double().sum().to(left.device) != left):
+            raise ValueError(
+                f"{self}: weight must hold values of the pattern, got others since the layer that this one was copied"
+                f" from was rewired: {_MIXTURE}. To give this layer other values, load a state_dict"
+            )
+        elif weight.requires_grad and torch.is_grad_enabled():  # about to be trained: a layer of its own
+            self._left = None
+            if original is not None and original._copies is not None:
+                original._copies.discard(self)
+
+    def _state(self) -> dict[str, Any]:
+        """What copies and pickles hold."""
+        raise NotImplementedError
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Patterned:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        twin._original = weakref.ref(self)
+        twin.__setstate__(copy.deepcopy(self._state(), memo))  # a parametrized class refuses to be pickled
+        # What is copied together with its original is a copy of that one's copy.
+        known = self._original() if self._original is not None else None
+        original = memo.get(id(known), self) if known is not None else self
+        twin._original = weakref.ref(original)
+        if original._copies is None:
+            original._copies = weakref.WeakSet()
+        original._copies.add(twin)
+        weight = twin._parameters.get("weight")
+        twin._written = weight._version if weight is not None and is_plain(weight) and not weight.is_inference() else -1
         return twin
 
     def _was_overwritten(self) -> bool:
@@ -211,16 +285,25 @@ class Patterned(nn.Module):
         self._stamp(self._known)
 
     def _mark_written(self) -> bool:
-        mark = self._buffers[MARK]
-        return not mark.is_inference() and mark._version != self._marked
+        mark, seal = self._buffers[MARK], self._seal
+        if not mark.is_inference() and mark._version != self._marked:
+            return True
+        return seal is not None and seal[0] is mark and mark.data_ptr() == seal[1] and seal[2].raw != seal[3]
 
     def _set_mark(self, mark: torch.Tensor) -> None:
         own = self._buffers[MARK]
         if own is not None and is_plain(own) and own.dtype == torch.float64 and own.device == mark.device:
-            if not own.is_inference():
+            with torch.inference_mode(own.is_inference() or torch.is_inference_mode_enabled()):
                 own.copy_(mark)
         else:
             self._buffers[MARK] = mark.clone()
+
+    def _is_as_known(self, ccol: torch.Tensor, row: torch.Tensor) -> bool:
+        """Whether nothing was written since, as far as can be told without looking at the pattern."""
+        source = self._source
+        if source is None or source[0] is not ccol or source[1] is not row or self._mark_written():
+            return False
+        return source[2:] == (ccol._version, row._version, row.data_ptr(), ccol.data_ptr())
 
     @staticmethod
     def _places(ccol: torch.Tensor, row: torch.Tensor) -> tuple:
@@ -231,6 +314,11 @@ class Patterned(nn.Module):
         ccol, row, own = (self._buffers[name] for name in (*SAVED, MARK))
         self._known = mark.detach()
         self._marked = -1 if own.is_inference() else own._version
+        self._left = None
+        self._seal = None
+        if is_plain(own) and own.device.type == "cpu" and own.dtype == torch.float64 and own.is_contiguous():
+            memory = _BYTES.from_address(own.data_ptr())
+            self._seal = (own, own.data_ptr(), memory, memory.raw)
         if ccol.is_inference() or row.is_inference():  # which count no writes
             self._source, self._source_of_inference = None, self._places(ccol, row)
         else:

@@ -7,15 +7,26 @@ travels can be told, and so that shards that lie in host memory travel by the de
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["Spread", "assigned", "is_spread", "managers", "refuse_spread", "sum_over", "whole", "widened"]
+__all__ = [
+    "Spread",
+    "assigned",
+    "is_spread",
+    "managers",
+    "refuse_spread",
+    "refuse_wrapped",
+    "sum_over",
+    "whole",
+    "widened",
+]
 
 
 def is_spread(tensor: object) -> bool:
@@ -141,6 +152,22 @@ def refuse_spread(owner: str, *tensors: object) -> None:
             " pass of fully_shard they are; elsewhere call unshard() on the module that it was given, on every rank,"
             " and reshard() afterwards. Leave sparse layers out of tensor parallelism (parallelize_module)"
         )
+
+
+def refuse_wrapped(model: nn.Module, layers: Container[int], act: str) -> None:
+    """Refuse a model that averages gradients of the very parameters that are to be replaced.
+
+    Raises:
+        ValueError: one of the layers (by ``id``) lies in a ``DistributedDataParallel``.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, DistributedDataParallel) and any(id(part) in layers for part in module.modules()):
+            where = f" at {name!r}" if name else ""
+            raise ValueError(
+                f"model must be {act} before it is wrapped in DistributedDataParallel, which goes on with the gradients"
+                f" of the parameters that it was given, got one that is wrapped{where}: take its .module, and wrap that"
+                " anew"
+            )
 
 
 def widened(*tensors: torch.Tensor | None) -> Any:

@@ -56,6 +56,7 @@ def companions_of(name: str, weight: nn.Parameter, optimizer: Any, act: str = "r
                 plan.value(state, key, Probe(member, weight))
     for member in everyone:
         plan.elsewhere(member)
+    plan.attached()
     return Companions(plan.companions())
 
 
@@ -164,6 +165,14 @@ class _Plan:
                 if tensor.dim() == 1 and len(tensor) in together and tensor.shape != param.shape:
                     self._refuse(f"state {path!r}", f"a tensor of shape {tuple(tensor.shape)} for all parameters")
 
+    def attached(self) -> None:
+        """Whether something for each connection hangs on the Parameter itself, as some optimizers keep averages."""
+        storage = _storage(self._weight)
+        known = {id(tensor) for entry in self._found.values() for tensor in entry.tensors}
+        for path, tensor in _tensors({f".{name}": value for name, value in vars(self._weight).items()}, ""):
+            if tensor.shape == self._weight.shape and id(tensor) not in known and _storage(tensor) != storage:
+                self._refuse(f"weight{path}", f"a {type(tensor).__name__} of shape {tuple(tensor.shape)}")
+
     def _blocks(self, state: Mapping[str, Any], path: str) -> dict[str, Any]:
         """The state without that of bitsandbytes in blocks, which is planned here."""
         numbers = [n for n in (1, 2) if getattr(state.get(f"state{n}"), "dtype", None) == torch.uint8]
@@ -201,9 +210,9 @@ class _Plan:
 
     def _refuse(self, what: str, got: str) -> NoReturn:
         raise ValueError(
-            f"layer {self._name!r}: {what} of {described(self._optimizer)} must have one entry for each of the"
-            f" {len(self._weight)} connections, to move with them, or a size that does not depend on their number, got"
-            f" {got}; {_REMEDY}"
+            f"layer {self._name!r}: {what} of {described(self._optimizer) or 'no optimizer'} must have one entry for"
+            f" each of the {len(self._weight)} connections, to move with them, or a size that does not depend on their"
+            f" number, got {got}; {_REMEDY}"
         )
 
 

@@ -12,13 +12,14 @@ from torch import nn
 from .._arguments import connections, whole
 from ..nn.layer import SparseLayer
 from ..nn.pattern import Pattern
+from ..nn.spread import refuse_wrapped
 from ..ops import library as _ops
 from .companions import companions_of, keys_of, replaced
 from .groups import check_shared, groups_of
 from .observing import DROPS, Turn
 from .optimizers import check_keeps_no_copy, inside, is_optimizer
 from .quantised import gathered
-from .values import check_start, fresh_values
+from .values import check_start, directed, fresh_values
 from .writing import check_writable, trains
 
 __all__ = ["resize"]
@@ -46,10 +47,10 @@ def resize(
     """Give sparse layers more or fewer connections, as gradual pruning and gradual growth do.
 
     Unlike rewiring this makes new tensors: ``weight`` becomes another Parameter, and the pattern other buffers. Values
-    move along with the connections that stay. The optimizer is told: its groups hold the new Parameter, and its state
-    moves along, stays or is refused as in ``SET``. Everything else that holds the old Parameter must be made anew
-    afterwards: DDP and FSDP wrappers, averaged copies, compiled graphs. Layers that do not train are left alone unless
-    they are named.
+    move along with the connections that stay, and with the Parameter its hooks and other attributes. The optimizer is
+    told: its groups hold the new Parameter, and its state moves along, stays or is refused as in ``SET``. Everything
+    else that holds the old Parameter must be made anew afterwards: averaged copies, compiled graphs. A model that is
+    wrapped in DDP or FSDP is refused. Layers that do not train are left alone unless they are named.
 
     Fewer: the least important by ``drop`` go. More: as many come, uniformly at random among the empty positions. n_i,
     and with it a norm that counts connections, follows.
@@ -82,6 +83,7 @@ def resize(
         raise ValueError(f"drop must be a rule that needs nothing observed, got {rule!r}")
     groups = _groups(model)
     wanted = _wanted(groups, density)
+    refuse_wrapped(model, {id(layer) for name in wanted for layer in groups[name]}, "resized")
     changes: dict[str, tuple[int, int]] = {}
     planned = []
     for index, (name, layers) in enumerate(groups.items()):
@@ -154,8 +156,16 @@ def _plan(
     pattern = Pattern._from_keys(keys, rows, layer.in_features).to(old.device)
     source = source.to(old.device)
     more = max(nnz - layer.nnz, 0)
-    fresh = fresh_values(layer, more, seed, 0, index, home, start).to(old.device)
+    fresh = fresh_values(layer, more, seed, 0, index, home, start)
+    if more:
+        stays = torch.ones(layer.nnz, dtype=torch.bool, device=home)
+        fresh = directed(layer, row.to(home), stays, grown % rows, fresh, seed, 0, index)
+    fresh = fresh.to(old.device)
     weight = nn.Parameter(gathered(old.detach(), source, fresh), requires_grad=old.requires_grad)
+    weight.__dict__.update(vars(old))
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if getattr(old, hooks):
+            setattr(weight, hooks, getattr(old, hooks))
     by_id = companions.resized(source, fresh)
     if old.grad is not None:
         weight.grad = by_id[id(old.grad)]

@@ -23,6 +23,7 @@ from .observing import DROPS, GROWS, Observer, Turn, check_observed
 from .optimizers import check_held, check_kind, is_optimizer, stepping
 from .reports import LayerReport, Outcome, RewireReport, of_layer
 from .steps import Timetable, skips_of
+from .values import directed
 from .writing import Rewiring, check_writable, trains
 
 __all__ = ["SET", "LayerReport", "RewireReport"]
@@ -139,12 +140,18 @@ class SET:
                 f" {left}, which need no gradient"
             )
         self._handle = None
-        stepper = stepping(optimizer, [layers[0].weight for _, _, layers in groups])
-        if every is not None and stepper is None:
-            raise ValueError(f"optimizer must have step hooks where every={every} is given, got {optimizer!r}")
-        if stepper is not None and (every is not None or self._looks_at):
-            self._handle = stepper.register_step_post_hook(self._after_optimizer_step)
+        self._watch()
         self._observe_if_due()
+
+    def _watch(self) -> None:
+        """Be told of the optimizer's steps, where that matters."""
+        stepper = stepping(self.optimizer, [layers[0].weight for _, _, layers in self._layers()[0]])
+        if self.every is not None and stepper is None:
+            raise ValueError(
+                f"optimizer must have step hooks where every={self.every} is given, got {self.optimizer!r}"
+            )
+        if stepper is not None and (self.every is not None or self._looks_at):
+            self._handle = stepper.register_step_post_hook(self._after_optimizer_step)
 
     @property
     def every(self) -> int | None:
@@ -336,6 +343,11 @@ class SET:
         self._settle()
         return self.__dict__
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._handle is not None:  # an optimizer's copy has none of its hooks
+            self._watch()
+
     def _after_optimizer_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._observer is not None:
             self._observer.renew()
@@ -393,6 +405,7 @@ class SET:
             if not isinstance(values, torch.Tensor):
                 kind, got = str(dtype).removeprefix("torch."), type(values).__name__
                 raise ValueError(f"values of new connections must be a {kind} tensor of shape ({k},), got {got}")
+            values = directed(layer, row, ~dropped, keys % layer.out_features, values, self.seed, step, index)
             *views, source, came_row, came_col = _ops.plan_rewiring(
                 ccol, row, layer.out_features, dropped, k, keys, values, dtype=dtype, sound=True, status=status
             )

@@ -7,7 +7,7 @@ import torch
 from ..nn.layer import SparseLayer
 from ..ops import library as _ops
 
-__all__ = ["STARTS", "check_start", "fresh_values"]
+__all__ = ["STARTS", "check_start", "directed", "fresh_values"]
 
 STARTS = ("matched", "normal", "zero")
 
@@ -32,3 +32,39 @@ def fresh_values(
         return torch.zeros(k, dtype=dtype, device=device)
     drawn = _ops.counter_normal(k, seed, step, index, dtype=dtype, device=device)
     return drawn if start == "normal" else drawn.mul_(_ops.spread(layer.weight.detach()).to(device, dtype))
+
+
+def directed(
+    layer: SparseLayer,
+    rows: torch.Tensor,
+    stays: torch.Tensor,
+    grown: torch.Tensor,
+    values: torch.Tensor,
+    seed: int,
+    step: int,
+    index: int,
+) -> torch.Tensor:
+    """The values of new connections such that no neuron that has some has nothing but zeros, where b is not 0.
+
+    Such a norm divides by the length of v: at 0 there is no direction and no derivative, and the neuron would be dead.
+    Its new connections get values with the layer's spread, or a fresh layer's where all of its values are 0.
+
+    Args:
+        layer: as it is before they come, whole.
+        rows: (nnz,), the neuron of each connection.
+        stays: (nnz,), bool, which of them stay.
+        grown: (k,), the neuron of each new one.
+        values: (k,), theirs; on one device with the above.
+        seed, step, index: as for ``fresh_values``.
+    """
+    if layer.norm.b == 0 or len(values) == 0:
+        return values
+    rows, grown = rows.long(), grown.long()
+    size = torch.zeros(layer.out_features, dtype=torch.float64, device=values.device)
+    kept = layer.weight.detach().to(values.device, torch.float64)
+    size.index_add_(0, rows, torch.where(stays, kept.abs(), 0.0)).index_add_(0, grown, values.double().abs())
+    matched = fresh_values(layer, len(values), seed, step, index, values.device, "matched")
+    drawn = fresh_values(layer, len(values), seed, step, index, values.device, "normal")
+    usual = layer.norm.deviation(layer.nnz / layer.out_features)
+    matched = torch.where((matched == 0).all(), drawn * usual, matched)
+    return torch.where(size[grown] == 0, matched, values)
