@@ -100,7 +100,8 @@ class Gradient(_Values):
     winners", ICML 2020, algorithm 1.
 
     Args:
-        start: "zero", as there, "matched" or "normal".
+        start: "zero", as there, "matched" or "normal". Under a norm with b != 0 a neuron that would have nothing but
+            zeros gets "matched" ones.
         reduce: sums a tensor over all ranks in place, for example ``torch.distributed.all_reduce``. A distributed run
             of whole layers needs it (one of sharded layers does so by itself): every rank sees its own share of the
             batch, and without the sum their patterns drift apart. Whole blocks travel, N M numbers for each layer and

@@ -61,8 +61,9 @@ def resize(
             round(density N M) connections; one that has as many is left alone.
         optimizer: the one that trains it; None only where there is none.
         drop: a rule of ``dendnorm.drop`` that needs nothing observed, or its name.
-        start: the values v of new connections: "zero", so that the output changes only by the norm,
-            "matched", with the spread that the layer's values have, or "normal", from N(0, 1).
+        start: the values v of new connections: "zero", so that the output changes only by the norm (under one with
+            b != 0 a neuron that would have nothing but zeros gets "matched" ones), "matched", with the spread that the
+            layer's values have, or "normal", from N(0, 1).
         seed: of new positions and values; give another at each call.
 
     Returns:
