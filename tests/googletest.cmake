@@ -3,6 +3,8 @@ set(DENDNORM_GTEST_SOURCES "" CACHE PATH "The sources of GoogleTest, to build in
 if(DENDNORM_GTEST_SOURCES AND NOT TARGET gtest_main)
   set(INSTALL_GTEST OFF CACHE BOOL "" FORCE)
   add_subdirectory("${DENDNORM_GTEST_SOURCES}" "${CMAKE_BINARY_DIR}/googletest" EXCLUDE_FROM_ALL)
+  target_compile_options(gtest PRIVATE -w)  # not ours
+  target_compile_options(gtest_main PRIVATE -w)
 elseif(NOT DENDNORM_GTEST_SOURCES)
   find_package(GTest QUIET)
 endif()
