@@ -14,13 +14,15 @@
 namespace dendnorm::ops {
 
 // Whether the dispatcher would go from below autograd straight to the CPU's kernels: no mode, subclass, transform or
-// tracer has a say. Undefined tensors have none either.
+// tracer has a say. Undefined tensors have none either, and BackendSelect, which is always included, none in ops that
+// take tensors.
 template <class... Tensors>
 bool goes_to_cpu(const Tensors&... tensors) {
   const c10::DispatchKeySet of_tensors = (c10::DispatchKeySet() | ... | tensors.key_set());
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   const c10::DispatchKeySet keys = ((of_tensors | local.included_) - local.excluded_) -
-                                   c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset;
+                                   c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset -
+                                   c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
   return keys.highestPriorityTypeId() == c10::DispatchKey::CPU;
 }
 

@@ -307,3 +307,13 @@ def test_weights_of_zero_can_be_learnt_from(norm, rows):
         optimizer.step()
     learnt = layer.to_dense().weight.abs().amax(1)
     assert (learnt[layer.in_degrees() > 0] > 1e-4).all(), learnt
+
+
+def test_the_lengths_of_rows_go_from_the_forward_pass_to_the_backward_one():
+    """Where b is not 0 the graph keeps them; they are measured once."""
+    for norm, kept in (("l0", 0), ("lp:2", 1), ("joint", 1)):
+        layer = dendnorm.SparseLinear(20, 30, density=0.3, norm=norm, seed=0)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
+            layer(torch.randn(4, 20))
+        assert sum(tensor.dtype == torch.float64 and tensor.shape[0] == 30 for tensor in saved) == kept

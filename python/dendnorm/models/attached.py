@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.utils.prune import BasePruningMethod
 
 __all__ = ["give_hooks", "what_stays"]
 
@@ -33,6 +32,8 @@ def what_stays(module: nn.Module) -> str | None:
 
 def give_hooks(old: nn.Module, new: nn.Module) -> None:
     """Let a successor have a module's hooks of calls; the handles that were given for them remove them there, too."""
+    from torch.nn.utils.prune import BasePruningMethod  # not needed to import dendnorm
+
     for name in _HOOKS:
         hooks = old.__dict__[name]
         # Of a pruned layer the mask is in its values.
