@@ -29,13 +29,14 @@ struct RowKeeper {
 extern RowKeeper keeps_on_cpu, keeps_on_cuda;
 
 // Those to which the dispatcher would go straight from below autograd: null where a mode, subclass, transform or tracer
-// has a say. Undefined tensors have none.
+// has a say. Undefined tensors have none, and BackendSelect, which is always included, none in ops that take tensors.
 template <class... Tensors>
 const RowKeeper* row_keeper(const Tensors&... tensors) {
   const c10::DispatchKeySet of_tensors = (c10::DispatchKeySet() | ... | tensors.key_set());
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   const c10::DispatchKeySet keys = ((of_tensors | local.included_) - local.excluded_) -
-                                   c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset;
+                                   c10::autograd_dispatch_keyset_with_ADInplaceOrView - c10::autocast_dispatch_keyset -
+                                   c10::DispatchKeySet(c10::DispatchKey::BackendSelect);
   const c10::DispatchKey key = keys.highestPriorityTypeId();
   const RowKeeper* keeper = key == c10::DispatchKey::CPU ? &keeps_on_cpu : &keeps_on_cuda;
   return (key == c10::DispatchKey::CPU || key == c10::DispatchKey::CUDA) && keeper->forward ? keeper : nullptr;
