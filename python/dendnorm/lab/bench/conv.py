@@ -12,6 +12,7 @@ from torch import nn
 from ...nn.conv import SparseConv2d
 from ...nn.slab import batch_innermost
 from .contenders import OURS, Unavailable
+from .shape import parsed
 from .timing import compared, same, step_of
 
 __all__ = ["CONTENDERS", "DENSE", "DENSITIES", "SHAPES", "ConvShape", "measure"]
@@ -48,18 +49,7 @@ class ConvShape:
     @classmethod
     def parse(cls, text: str) -> ConvShape:
         """From "CHANNELS,FILTERS,KERNEL,STRIDE,SIZE,BATCH,DENSITY"."""
-        parts = text.split(",")
-        try:
-            if len(parts) != 7:
-                raise ValueError
-            return cls(*map(int, parts[:6]), float(parts[6]))
-        except ValueError as error:
-            if str(error).startswith("shape:"):
-                raise
-            raise ValueError(
-                'shape must be "CHANNELS,FILTERS,KERNEL,STRIDE,SIZE,BATCH,DENSITY" as in "64,128,3,2,56,64,0.1",'
-                f" got {text!r}"
-            ) from None
+        return parsed(cls, text, "CHANNELS,FILTERS,KERNEL,STRIDE,SIZE,BATCH,DENSITY", "64,128,3,2,56,64,0.1")
 
     def __str__(self) -> str:
         return f"{self.name}, batch {self.batch}, {self.density:.2%}"

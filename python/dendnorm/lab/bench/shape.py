@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["SHAPES", "Shape"]
+__all__ = ["SHAPES", "Shape", "parsed"]
+
+
+def parsed(kind: Any, text: str, form: str, example: str) -> Any:
+    """Of a kind of shape, from whole numbers and last a density, with commas between them."""
+    *sizes, density = text.split(",")
+    try:
+        if len(sizes) != form.count(","):
+            raise ValueError
+        return kind(*map(int, sizes), float(density))
+    except ValueError as error:
+        if str(error).startswith("shape:"):
+            raise
+        raise ValueError(f'shape must be "{form}" as in "{example}", got {text!r}') from None
 
 
 @dataclass(frozen=True)
@@ -30,15 +44,7 @@ class Shape:
     @classmethod
     def parse(cls, text: str) -> Shape:
         """From "IN,OUT,BATCH,DENSITY"."""
-        parts = text.split(",")
-        try:
-            if len(parts) != 4:
-                raise ValueError
-            return cls(int(parts[0]), int(parts[1]), int(parts[2]), float(parts[3]))
-        except ValueError as error:
-            if str(error).startswith("shape:"):
-                raise
-            raise ValueError(f'shape must be "IN,OUT,BATCH,DENSITY" as in "784,1000,128,0.04", got {text!r}') from None
+        return parsed(cls, text, "IN,OUT,BATCH,DENSITY", "784,1000,128,0.04")
 
     def __str__(self) -> str:
         return f"{self.inputs} -> {self.outputs}, batch {self.batch}, {self.density:.2%}"
