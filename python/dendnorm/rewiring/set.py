@@ -405,10 +405,10 @@ class SET:
             if not isinstance(values, torch.Tensor):
                 kind, got = str(dtype).removeprefix("torch."), type(values).__name__
                 raise ValueError(f"values of new connections must be a {kind} tensor of shape ({k},), got {got}")
-            values = directed(layer, row, ~dropped, keys % layer.out_features, values, self.seed, step, index)
             *views, source, came_row, came_col = _ops.plan_rewiring(
                 ccol, row, layer.out_features, dropped, k, keys, values, dtype=dtype, sound=True, status=status
             )
+            values = directed(layer, row, ~dropped, came_row, values, self.seed, step, index)
             writes = companions.prepared(source, values)
         except (RuntimeError, ValueError) as error:
             raise of_layer(name, error) from None
