@@ -74,7 +74,7 @@ Selection<T> select_smallest(const T* score, std::int64_t n, std::int64_t k) {
     found.threshold |= digit << shift;
     return here;
   };
-  // Those that share the bits from `shift` on, into `to`, which has room for one more.
+  // Those that share the bits from `shift` on, into `to`; there are `room` of them.
   const auto gather = [&](std::int64_t among, int shift, const auto& order, Order* to, std::int64_t room) {
     std::int64_t kept = 0;
     for (std::int64_t i = 0; i < among && kept < room; ++i) {

@@ -20,8 +20,8 @@ class Line:
         result: a template over the tally's counts and largest values, `findings` among them.
         harness: the module; None where there is none yet.
         wanted: counts that must be reached, beside 0 findings.
-        absent: counts that must be 0.
         enough: seconds after which they need not be.
+        absent: counts that must be 0.
         limits: largest values that must not be exceeded.
         units: how many units make the long form, `seconds` what they may take in all; `small` those in `make test`.
         planted: within so many units the planted fault must be found.
@@ -35,8 +35,8 @@ class Line:
     result: str = "not measured"
     harness: str | None = None
     wanted: dict[str, int] = field(default_factory=dict)
-    absent: tuple[str, ...] = ()
     enough: float = float("inf")
+    absent: tuple[str, ...] = ()
     limits: dict[str, float] = field(default_factory=dict)
     units: int = 0
     seconds: int = 0

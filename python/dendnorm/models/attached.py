@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["give_hooks", "what_stays"]
+__all__ = ["give_hooks", "own_forward", "what_stays"]
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OF_HOOKS = (
@@ -15,13 +15,21 @@ _OF_HOOKS = (
 )
 
 
+def own_forward(module: nn.Module) -> str | None:
+    """Why a layer must stay as it is for a ``forward`` of its own, or None."""
+    if "forward" not in module.__dict__:
+        return None
+    return (
+        "its forward was replaced on the module itself, as accelerate does"
+        " (accelerate.hooks.remove_hook_from_module): undo that first"
+    )
+
+
 def what_stays(module: nn.Module) -> str | None:
     """Why a layer must stay as it is for what is attached to it, or None."""
-    if "forward" in module.__dict__:
-        return (
-            "its forward was replaced on the module itself, as accelerate does"
-            " (accelerate.hooks.remove_hook_from_module): undo that first"
-        )
+    replaced = own_forward(module)
+    if replaced is not None:
+        return replaced
     for name, parameter in module._parameters.items():
         if parameter is None:
             continue

@@ -9,7 +9,7 @@ from torch import nn
 from ..nn.frozen import FrozenLinear
 from ..nn.layer import SparseLayer
 from ..nn.linear import SparseLinear
-from .attached import what_stays
+from .attached import own_forward
 from .places import first_names, replace, size, skipper
 from .report import Replaced
 
@@ -46,8 +46,7 @@ def freeze(model: nn.Module, *, skip: Iterable[str] = ()) -> Replaced:
     every = [(name, module) for name, module in model.named_modules(remove_duplicate=False)
              if isinstance(module, SparseLayer)]  # fmt: skip
     stays = {id(module): "a convolution" for _, module in every if not isinstance(module, SparseLinear)}
-    stays |= {id(module): why for _, module in every
-              if "forward" in vars(module) and (why := what_stays(module)) is not None}  # fmt: skip
+    stays |= {id(module): why for _, module in every if (why := own_forward(module)) is not None}
     stays |= {id(module): "named in skip" for name, module in every if skipped(name)}
     found = [(name, module) for name, module in every if id(module) not in stays]
     chosen = first_names(list(found))

@@ -68,12 +68,8 @@ def _to_innermost(images: torch.Tensor) -> torch.Tensor:
     if not is_plain(images) or _order_of(images) != torch.channels_last:
         return images.movedim(0, -1).contiguous().movedim(-1, 0)  # PyTorch's own is fast
     samples, channels, rows, columns = images.shape
-    places = images.permute(0, 2, 3, 1).view(samples, -1, channels)
-    result = images.new_empty(channels, places.shape[1], samples)
-    step = max(1, _PIECE // (samples * channels))
-    for begin in range(0, places.shape[1], step):
-        piece = slice(begin, begin + step)
-        result[:, piece].copy_(places[:, piece].permute(2, 1, 0))
+    result = images.new_empty(channels, rows * columns, samples)
+    _turn(result, images.permute(0, 2, 3, 1).view(samples, -1, channels))
     return result.view(channels, rows, columns, samples).permute(3, 0, 1, 2)
 
 
@@ -84,20 +80,20 @@ def _from_innermost(images: torch.Tensor, order: torch.memory_format) -> torch.T
         return images.clone(memory_format=order)
     samples, channels = images.shape[:2]
     result = torch.empty_like(images, memory_format=order)
-    inner = images.permute(1, 2, 3, 0).view(channels, -1, samples)
+    inner = images.permute(1, 2, 3, 0)
     if order == torch.channels_last:
-        places = result.permute(0, 2, 3, 1).view(samples, -1, channels)
-        step = max(1, _PIECE // (samples * channels))
-        for begin in range(0, places.shape[1], step):
-            piece = slice(begin, begin + step)
-            places[:, piece].copy_(inner[:, piece].permute(2, 1, 0))
+        _turn(result.permute(0, 2, 3, 1).view(samples, -1, channels), inner.view(channels, -1, samples))
     else:
-        values, flat = result.view(samples, -1), inner.view(-1, samples)
-        step = max(1, _PIECE // samples)
-        for begin in range(0, len(flat), step):
-            piece = slice(begin, begin + step)
-            values[:, piece].copy_(flat[piece].t())
+        _turn(result.view(samples, -1, 1), inner.view(1, -1, samples))
     return result
+
+
+def _turn(to: torch.Tensor, images: torch.Tensor) -> None:
+    """Copy (A, N, B) into (B, N, A), piece by piece of N."""
+    step = max(1, _PIECE // (to.shape[0] * to.shape[2]))
+    for begin in range(0, to.shape[1], step):
+        piece = slice(begin, begin + step)
+        to[:, piece].copy_(images[:, piece].permute(2, 1, 0))
 
 
 class _Innermost(torch.autograd.Function):

@@ -140,12 +140,12 @@ class SET:
                 f" {left}, which need no gradient"
             )
         self._handle = None
-        self._watch()
+        self._watch(groups)
         self._observe_if_due()
 
-    def _watch(self) -> None:
+    def _watch(self, groups: list[Group]) -> None:
         """Be told of the optimizer's steps, where that matters."""
-        stepper = stepping(self.optimizer, [layers[0].weight for _, _, layers in self._layers()[0]])
+        stepper = stepping(self.optimizer, [layers[0].weight for _, _, layers in groups])
         if self.every is not None and stepper is None:
             raise ValueError(
                 f"optimizer must have step hooks where every={self.every} is given, got {self.optimizer!r}"
@@ -346,7 +346,7 @@ class SET:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self._handle is not None:  # an optimizer's copy has none of its hooks
-            self._watch()
+            self._watch(self._layers()[0])
 
     def _after_optimizer_step(self, optimizer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._observer is not None:

@@ -31,7 +31,12 @@ def fresh_values(
     if start == "zero":
         return torch.zeros(k, dtype=dtype, device=device)
     drawn = _ops.counter_normal(k, seed, step, index, dtype=dtype, device=device)
-    return drawn if start == "normal" else drawn.mul_(_ops.spread(layer.weight.detach()).to(device, dtype))
+    return drawn if start == "normal" else drawn.mul_(_spread(layer, drawn))
+
+
+def _spread(layer: SparseLayer, drawn: torch.Tensor) -> torch.Tensor:
+    """That of the layer's values, to scale what was drawn: ()."""
+    return _ops.spread(layer.weight.detach()).to(drawn.device, drawn.dtype)
 
 
 def directed(
@@ -63,8 +68,10 @@ def directed(
     size = torch.zeros(layer.out_features, dtype=torch.float64, device=values.device)
     kept = layer.weight.detach().to(values.device, torch.float64)
     size.index_add_(0, rows, torch.where(stays, kept.abs(), 0.0)).index_add_(0, grown, values.double().abs())
-    matched = fresh_values(layer, len(values), seed, step, index, values.device, "matched")
+    lacking = size[grown] == 0
+    if lacking.device.type == "cpu" and not bool(lacking.any()):  # elsewhere nobody waits to know
+        return values
     drawn = fresh_values(layer, len(values), seed, step, index, values.device, "normal")
+    matched = drawn * _spread(layer, drawn)
     usual = layer.norm.deviation(layer.nnz / layer.out_features)
-    matched = torch.where((matched == 0).all(), drawn * usual, matched)
-    return torch.where(size[grown] == 0, matched, values)
+    return torch.where(lacking, torch.where((matched == 0).all(), drawn * usual, matched), values)

@@ -11,8 +11,9 @@ from torch import nn
 
 from ...nn.linear import SparseLinear
 
-__all__ = ["CONTENDERS", "OURS", "Unavailable", "tolerance"]
+__all__ = ["CONTENDERS", "NO_SPARSEPROP", "OURS", "Unavailable", "tolerance"]
 
+NO_SPARSEPROP = "not installed (pip install scipy; pip install --no-build-isolation --no-deps sparseprop)"
 DENSE_LIMIT = 2**28  # entries of a weight matrix above which the dense contenders are left out
 
 
@@ -122,9 +123,7 @@ def _sparseprop(layer: SparseLinear) -> nn.Module:
     try:
         from sparseprop.modules import SparseLinear as SparseProp
     except ImportError:
-        raise Unavailable(
-            "not installed (pip install scipy; pip install --no-build-isolation --no-deps sparseprop)"
-        ) from None
+        raise Unavailable(NO_SPARSEPROP) from None
     weight = layer.to_sparse_csr()
     # From a dense stand-in of one entry: its own constructor would need the whole dense matrix.
     module = SparseProp(torch.ones(1, 1), nn.Parameter(layer.bias.detach().clone()))

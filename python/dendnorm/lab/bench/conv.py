@@ -11,8 +11,8 @@ from torch import nn
 
 from ...nn.conv import SparseConv2d
 from ...nn.slab import batch_innermost
-from .contenders import OURS, Unavailable
-from .shape import parsed
+from .contenders import NO_SPARSEPROP, OURS, Unavailable
+from .shape import check_shape, parsed
 from .timing import compared, same, step_of
 
 __all__ = ["CONTENDERS", "DENSE", "DENSITIES", "SHAPES", "ConvShape", "measure"]
@@ -38,13 +38,9 @@ class ConvShape:
     density: float
 
     def __post_init__(self) -> None:
-        for name in ("channels", "filters", "kernel", "stride", "size", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shape: {name} must be at least 1, got {getattr(self, name)}")
+        check_shape(self)
         if self.kernel % 2 == 0:
             raise ValueError(f"shape: kernel must be odd, got {self.kernel}")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"shape: density must be in (0, 1], got {self.density}")
 
     @classmethod
     def parse(cls, text: str) -> ConvShape:
@@ -105,9 +101,7 @@ def _sparseprop(layer: SparseConv2d) -> nn.Module:
     try:
         from sparseprop.modules.conv2d import SparseConv2d as SparseProp
     except ImportError:
-        raise Unavailable(
-            "not installed (pip install scipy; pip install --no-build-isolation --no-deps sparseprop)"
-        ) from None
+        raise Unavailable(NO_SPARSEPROP) from None
     return SparseProp.from_dense(_dense(layer))
 
 

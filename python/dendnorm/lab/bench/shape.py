@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-__all__ = ["SHAPES", "Shape", "parsed"]
+__all__ = ["SHAPES", "Shape", "check_shape", "parsed"]
 
 
 def parsed(kind: Any, text: str, form: str, example: str) -> Any:
@@ -19,6 +19,20 @@ def parsed(kind: Any, text: str, form: str, example: str) -> Any:
         if str(error).startswith("shape:"):
             raise
         raise ValueError(f'shape must be "{form}" as in "{example}", got {text!r}') from None
+
+
+def check_shape(shape: Any) -> None:
+    """Refuse sizes below 1 and a density out of (0, 1], by the field's name.
+
+    Args:
+        shape: a dataclass whose fields are sizes and last a density.
+    """
+    *sizes, density = (field.name for field in fields(shape))
+    for name in sizes:
+        if getattr(shape, name) < 1:
+            raise ValueError(f"shape: {name} must be at least 1, got {getattr(shape, name)}")
+    if not 0 < getattr(shape, density) <= 1:
+        raise ValueError(f"shape: {density} must be in (0, 1], got {getattr(shape, density)}")
 
 
 @dataclass(frozen=True)
@@ -35,11 +49,7 @@ class Shape:
     density: float
 
     def __post_init__(self) -> None:
-        for name in ("inputs", "outputs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shape: {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.density <= 1:
-            raise ValueError(f"shape: density must be in (0, 1], got {self.density}")
+        check_shape(self)
 
     @classmethod
     def parse(cls, text: str) -> Shape:

@@ -13,13 +13,10 @@ __all__ = ["conv_table", "table"]
 
 def table(results: dict[str, Any]) -> str:
     """Markdown: the machine, every shape with medians, ratios, GFLOP/s, memory and share of the floor; the sweeps."""
-    lines = _head("One training step: forward, dX, dV, dbias", results)
+    lines = _measured("One training step: forward, dX, dV, dbias", results)
     entries = results["shapes"]
-    if entries:
-        names = list(entries[0]["contenders"])
-        lines += _measured(entries, names)
-        if OURS in names:
-            lines += _reached(entries)
+    if entries and OURS in entries[0]["contenders"]:
+        lines += _reached(entries)
     for title, sweep in results.get("sweeps", {}).items():
         if sweep:
             lines += _rewiring(sweep) if title == "rewiring" else _against(title, sweep)
@@ -31,21 +28,18 @@ def table(results: dict[str, Any]) -> str:
 
 def conv_table(results: dict[str, Any]) -> str:
     """Markdown: the machine, every convolution with medians, ratios and GFLOP/s; where dense begins to win."""
-    lines = _head("One training step of a convolution: forward, dX, dV", results)
+    lines = _measured("One training step of a convolution: forward, dX, dV", results)
     entries = results["shapes"]
-    if entries:
-        names = list(entries[0]["contenders"])
-        lines += _measured(entries, names)
-        if OURS in names:
-            peers = [name for name in names if name != OURS]
-            rows = []
-            for entry in entries:
-                best, ratios = entry["dense_over_ours"], entry["speedup"]
-                row = [_title(entry), "-" if best is None else f"{best:.2f}"]
-                row += [f"{ratios[name]['median']:.2f}" if name in ratios else "-" for name in peers]
-                rows.append([*row, f"{entry['contenders'][OURS]['gflops']:.0f}"])
-            lines += ["", f"How many times faster {OURS} is (median of the turns), and what it reaches.", ""]
-            lines += markdown_table(["layer", "the better dense one", *peers, "GFLOP/s"], rows)
+    if entries and OURS in entries[0]["contenders"]:
+        peers = [name for name in entries[0]["contenders"] if name != OURS]
+        rows = []
+        for entry in entries:
+            best, ratios = entry["dense_over_ours"], entry["speedup"]
+            row = [_title(entry), "-" if best is None else f"{best:.2f}"]
+            row += [f"{ratios[name]['median']:.2f}" if name in ratios else "-" for name in peers]
+            rows.append([*row, f"{entry['contenders'][OURS]['gflops']:.0f}"])
+        lines += ["", f"How many times faster {OURS} is (median of the turns), and what it reaches.", ""]
+        lines += markdown_table(["layer", "the better dense one", *peers, "GFLOP/s"], rows)
     if results["crossover"]:
         lines += ["", "From which density the better dense one wins:", ""]
         found = {name: "never" if share is None else f"{share:.0%}" for name, share in results["crossover"].items()}
@@ -53,14 +47,15 @@ def conv_table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _head(title: str, results: dict[str, Any]) -> list[str]:
+def _measured(title: str, results: dict[str, Any]) -> list[str]:
+    """The machine, times in turns and alone, and why some are missing."""
     lines = [f"# {title}", "", ", ".join(f"{name}: {value}" for name, value in results["machine"].items()), ""]
-    return lines + ["**Interrupted: this is what was finished.**", ""] * results["interrupted"]
-
-
-def _measured(entries: list[dict[str, Any]], names: list[str]) -> list[str]:
-    """Times in turns and alone, and why some are missing."""
-    lines = ["Milliseconds, median (lower to upper quartile), in turns within one run.", ""]
+    lines += ["**Interrupted: this is what was finished.**", ""] * results["interrupted"]
+    entries = results["shapes"]
+    if not entries:
+        return lines
+    names = list(entries[0]["contenders"])
+    lines += ["Milliseconds, median (lower to upper quartile), in turns within one run.", ""]
     lines += markdown_table(["layer", *names], ([_title(entry), *_times(entry)] for entry in entries))
     reasons = {
         f"- {name}: {value['unavailable']}"
