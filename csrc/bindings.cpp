@@ -1,8 +1,12 @@
-// The Python module dendnorm._C: loading it registers the ops of libdendnorm; itself it only says how it was built.
+// The Python module dendnorm._C: loading it registers the ops of libdendnorm; itself it says how it was built, gives
+// numbers and names, and looks after a layer's tensors where Python would take as long as the product itself.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/csrc/autograd/python_variable.h>
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <string_view>
 
@@ -54,10 +58,56 @@ py::dict cuda_plan(std::int64_t inputs, std::int64_t outputs, std::int64_t conne
   return result;
 }
 
+// Of what a layer kept of a tensor: where it lies, and how often it was written.
+bool lies_at(PyObject* tensor, PyObject* address) {
+  return PyLong_AsVoidPtr(address) == THPVariable_Unpack(tensor).data_ptr();
+}
+bool has_version(PyObject* tensor, PyObject* version) {
+  return PyLong_AsLongLong(version) == static_cast<long long>(THPVariable_Unpack(tensor)._version());
+}
+
+// stamp_fits(buffers, source, seal), as row_view.py keeps them: source is None or (ccol_indices, row_indices, their
+// versions, their addresses), seal is None or (pattern_mark, its address, its bytes). Without pybind11, which would
+// take longer than all that is done here.
+PyObject* stamp_fits(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  static PyObject* const names[] = {PyUnicode_InternFromString("ccol_indices"),
+                                    PyUnicode_InternFromString("row_indices")};
+  if (count != 3 || !PyDict_Check(args[0])) {
+    PyErr_SetString(PyExc_TypeError, "stamp_fits: must be given buffers, source and seal");
+    return nullptr;
+  }
+  PyObject *source = args[1], *seal = args[2];
+  if (source == Py_None) Py_RETURN_FALSE;
+  for (int i = 0; i < 2; ++i) {
+    PyObject* tensor = PyTuple_GET_ITEM(source, i);
+    if (PyDict_GetItem(args[0], names[i]) != tensor || !has_version(tensor, PyTuple_GET_ITEM(source, 2 + i)) ||
+        !lies_at(tensor, PyTuple_GET_ITEM(source, 4 + i))) {
+      Py_RETURN_FALSE;
+    }
+  }
+  if (seal == Py_None) Py_RETURN_TRUE;
+  PyObject *mark = PyTuple_GET_ITEM(seal, 0), *bytes = PyTuple_GET_ITEM(seal, 2);
+  if (!lies_at(mark, PyTuple_GET_ITEM(seal, 1))) Py_RETURN_FALSE;
+  const auto* memory = static_cast<const char*>(THPVariable_Unpack(mark).data_ptr());
+  if (std::memcmp(memory, PyBytes_AS_STRING(bytes), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes))) != 0) {
+    Py_RETURN_FALSE;
+  }
+  Py_RETURN_TRUE;
+  END_HANDLE_TH_ERRORS
+}
+
+PyMethodDef kMethods[] = {
+    {"stamp_fits", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(stamp_fits)), METH_FASTCALL,
+     "Whether a layer's saved tensors are those that its row view was derived from, as they were then."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Loads torch.ops.dendnorm and says how it was built.";
+  if (PyModule_AddFunctions(m.ptr(), kMethods) != 0) throw py::error_already_set();
   m.def(
       "build_info",
       [] {

@@ -13,7 +13,7 @@ using i64 = std::int64_t;
 
 // Costs are in connections that are visited, about half a nanosecond each.
 constexpr i64 kWorthThreads = 20000;
-constexpr i64 kRowCost = 32, kPowCost = 96;  // of a row's factor, without and with a call of pow
+constexpr i64 kCountCost = 8, kRowCost = 32, kPowCost = 96;  // of a row's factor, of its count, with a root, with pow
 constexpr i64 kMostParts = 16;
 constexpr i64 kBlock = 64;
 
@@ -24,6 +24,9 @@ void for_ranges(const Threads& threads, i64 count, i64 cost, F body) {
   auto run = [&](i64 begin, i64 end) { body(begin * kBlock, std::min(end * kBlock, count)); };
   threads((count + kBlock - 1) / kBlock, run);
 }
+
+// Of what follows from a row's number of connections.
+i64 count_cost(const Norm& norm) { return norm.a == 0 || norm.a == 1 ? kCountCost : kPowCost; }
 
 template <class T>
 i64 connections_of(const Layer<T>& layer) {
@@ -124,10 +127,9 @@ Sequence<RowValues<T>> values_of(const Layer<T>& layer, i64 i) {
 template <class T>
 void measure_rows(const Layer<T>& layer, Row* measured) {
   const Norm& norm = layer.norm;
-  const auto count_of = [&](i64 i) { return i64{layer.view.start[i + 1]} - layer.view.start[i]; };
   if (norm.b == 0) {
-    for_ranges(layer.threads, layer.rows, kRowCost, [&](i64 begin, i64 end) {
-      for (i64 i = begin; i < end; ++i) measured[i] = measure_row(norm, count_of(i), NoValues{});
+    for_ranges(layer.threads, layer.rows, count_cost(norm), [&](i64 begin, i64 end) {
+      for (i64 i = begin; i < end; ++i) measured[i] = row_at(layer, nullptr, i);
     });
     return;
   }
@@ -147,17 +149,18 @@ void measure_rows(const Layer<T>& layer, Row* measured) {
     }
   };
   sum_rows(layer, root ? kRowCost : kPowCost, add, [&](i64 i, double sum) {
-    measured[i] = row_of(norm, count_of(i), length_of_sum(sum, values_of(layer, i), norm.p));
+    const auto values = values_of(layer, i);
+    measured[i] = row_of(norm, values.n, length_of_sum(sum, values, norm.p));
   });
 }
 
 template <class T>
 bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second) {
   std::atomic<bool> wide{false};
-  for_ranges(layer.threads, layer.rows, kRowCost, [&](i64 begin, i64 end) {
+  for_ranges(layer.threads, layer.rows, count_cost(layer.norm), [&](i64 begin, i64 end) {
     for (i64 i = begin; i < end; ++i) {
       T one, rest;
-      if (split_factor(factor_of(layer.excitability.of(i), measured[i].inverse_d), &one, &rest)) {
+      if (split_factor(factor_of(layer.excitability.of(i), row_at(layer, measured, i).inverse_d), &one, &rest)) {
         wide.store(true, std::memory_order_relaxed);
       }
       first[i] = one;

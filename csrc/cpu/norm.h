@@ -30,8 +30,15 @@ struct Layer {
 template <class T>
 void measure_rows(const Layer<T>& layer, Row* measured);
 
+// Row i out of what was measured; null where b = 0: what there is to know of a row is then its number of connections.
+template <class T>
+Row row_at(const Layer<T>& layer, const Row* measured, std::int64_t i) {
+  if (measured != nullptr) return measured[i];
+  return measure_row(layer.norm, std::int64_t{layer.view.start[i + 1]} - layer.view.start[i], NoValues{});
+}
+
 // e_i / D_i as first[i] * second[i]; returns whether second is needed at all (it is 1 otherwise, and left unwritten
-// when null).
+// when null). `measured` may be null where b = 0.
 template <class T>
 bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second);
 

@@ -23,7 +23,8 @@ namespace {
 
 using at::Tensor;
 
-// The factors of all rows and the memory that holds them; null factors where every factor is 1.
+// The factors of all rows and the memory that holds them; null factors where every factor is 1. `rows` may be null
+// where b = 0.
 template <class T>
 struct RowFactors {
   Tensor memory;
@@ -56,7 +57,7 @@ struct RowScale {
     }
     row.reset(new T[static_cast<std::size_t>(layer.rows)]);
     for (std::int64_t i = 0; i < layer.rows; ++i) {
-      const double inverse_d = rows[i].inverse_d;
+      const double inverse_d = cpu::row_at(layer, rows, i).inverse_d;
       const double factor = whole ? factor_of(layer.excitability.of(i), inverse_d) : inverse_d;
       const bool unused = layer.view.start[i] == layer.view.start[i + 1];
       if (!ordinary(factor) && !(unused && factor == 0)) return;
@@ -92,9 +93,9 @@ struct Backend {
     const cpu::Layer<T> layer = threaded_layer<T>(weight, excitability, pattern, norm);
     std::optional<RowFactors<T>> factors;
     if (scales(layer)) {
-      const Tensor rows = measured(layer);
+      const Tensor rows = norm.b != 0 ? measured(layer) : Tensor();
       factors.emplace(layer, rows_in(rows));
-      if (kept != nullptr && norm.b != 0) *kept = rows;
+      if (kept != nullptr) *kept = rows;
     }
     cpu::Forward<T> f{};
     f.samples = samples_of(input);
@@ -139,7 +140,7 @@ struct Backend {
     }
     c.finish = wanted.finish();
     const bool scaled = scales(layer) && (wanted.input || wanted.values());
-    const bool needed = scaled || wanted.rows_pass();
+    const bool needed = (scaled && norm.b != 0) || wanted.rows_pass();
     const Tensor memory = needed && !kept.defined() ? measured(layer) : kept;
     const Row* rows = rows_in(memory);
     const bool shared = layer.norm.b == 0 && !layer.excitability.per_row;
@@ -161,7 +162,7 @@ struct Backend {
       }
       if (wanted.dots()) {
         dot_weights.resize(c.outputs);
-        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = rows[i].inverse_d;
+        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = cpu::row_at(layer, rows, i).inverse_d;
         c.dot_weights = dot_weights.data();
       }
     }

@@ -16,6 +16,7 @@ from .layer import SparseLayer
 from .making import bare, check_sizes, densified, fill_from_dense, start
 from .norms import Norm
 from .pattern import Pattern
+from .row_view import Tables
 from .window import Sizes, Window, check_channels
 
 __all__ = ["SparseConv1d", "SparseConv2d"]
@@ -144,7 +145,7 @@ class SparseConv(SparseLayer):
             )
         return input if batched else input.unsqueeze(0)
 
-    def _product(self, input: torch.Tensor) -> torch.Tensor:
+    def _product(self, input: torch.Tensor, view: Tables) -> torch.Tensor:
         norm: Any = self._modules["norm"]
         buffers, window = self._buffers, self._window
         images = self._images(input)
@@ -157,7 +158,7 @@ class SparseConv(SparseLayer):
             *self._values(),
             buffers["ccol_indices"],
             buffers["row_indices"],
-            *self._row_view(),
+            *view,
             norm.a,
             norm.b,
             norm.p,

@@ -20,7 +20,7 @@ from .norms import Norm, keeps_values
 from .pattern import Pattern
 from .plain import refuse_trace
 from .reading import handed_out, refuse_matrix_function
-from .row_view import MARK, SAVED, Patterned, is_plain, same_marks
+from .row_view import MARK, SAVED, Patterned, Tables, is_plain, same_marks
 from .spread import assigned, is_spread, refuse_spread, widened
 
 __all__ = ["SparseLayer"]
@@ -113,12 +113,19 @@ class SparseLayer(Patterned):
         own = norm.__dict__
         if len(own["_forward_pre_hooks"]) > 1 or "forward" in own:  # one is its own
             return norm()
-        return parameter_of(norm, "excitability")
+        parameters = own["_parameters"]
+        return parameters["excitability"] if "excitability" in parameters else parameter_of(norm, "excitability")
 
     def _values(self) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Weight, bias and excitability as the layer's op takes them."""
-        values = parameter_of(self, "weight"), parameter_of(self, "bias"), self._excitability()
-        return values if values[0].dtype is torch.float32 else widened(*values)
+        own = self._parameters
+        weight: Any
+        if "weight" in own and "bias" in own:
+            weight, bias = own["weight"], own["bias"]
+        else:
+            weight, bias = parameter_of(self, "weight"), parameter_of(self, "bias")
+        values = weight, bias, self._excitability()
+        return values if weight.dtype is torch.float32 else widened(*values)
 
     def effective_weight(self) -> torch.Tensor:
         """w: (nnz,), in the order of ``weight``; differentiable in the values and the excitability."""
@@ -143,17 +150,17 @@ class SparseLayer(Patterned):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if is_compiling():
-            return self._product(input)
+            return self._product(input, self._traced_view())
         refuse_trace()
         try:
-            return self._product(input)
+            return self._product(input, self._present_view())
         except (ValueError, RuntimeError) as error:
             refuse_spread(f"{self}", input, self._parameters.get("weight"))
             if "views of different patterns" not in str(error) or not self._was_overwritten():
                 raise
-        return self._product(input)
+        return self._product(input, self._present_view())
 
-    def _product(self, input: torch.Tensor) -> torch.Tensor:
+    def _product(self, input: torch.Tensor, view: Tables) -> torch.Tensor:
         raise NotImplementedError
 
     def to_dense(self) -> nn.Module:

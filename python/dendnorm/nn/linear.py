@@ -13,6 +13,7 @@ from .layer import SparseLayer
 from .making import bare, check_sizes, densified, fill, fill_from_dense, start
 from .norms import Norm
 from .pattern import Pattern, require_tensors
+from .row_view import Tables
 
 __all__ = ["SparseLinear"]
 
@@ -143,7 +144,7 @@ class SparseLinear(SparseLayer):
         fill(layer, Pattern._of(ccol, row, rows), effective, bias, norm)
         return layer
 
-    def _product(self, input: torch.Tensor) -> torch.Tensor:
+    def _product(self, input: torch.Tensor, view: Tables) -> torch.Tensor:
         # Module attributes are slow to look up, and a small layer's call is mostly that.
         norm: Any = self._modules["norm"]
         buffers = self._buffers
@@ -152,7 +153,7 @@ class SparseLinear(SparseLayer):
             *self._values(),
             buffers["ccol_indices"],
             buffers["row_indices"],
-            *self._row_view(),
+            *view,
             norm.a,
             norm.b,
             norm.p,

@@ -8,6 +8,8 @@ import torch
 
 __all__ = ["column_numbers", "effective_weight", "frozen_linear", "refuse_trace", "sparse_conv2d", "sparse_linear"]
 
+_traced = torch._C._get_tracing_state  # each attribute on the way to it takes time at every call of a layer
+
 
 def refuse_trace() -> None:
     """Refuse to be traced by ``torch.onnx.export(dynamo=False)``, which has no ONNX for sums at repeated indices.
@@ -15,7 +17,7 @@ def refuse_trace() -> None:
     Raises:
         RuntimeError: in such a trace.
     """
-    if torch._C._get_tracing_state() is None or "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
+    if _traced() is None or "torch.onnx" not in sys.modules or not torch.onnx.is_in_onnx_export():
         return
     raise RuntimeError(
         "sparse layers must be exported to ONNX with torch.onnx.export(..., dynamo=True), got dynamo=False; or make the"

@@ -28,7 +28,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..ops import library as _ops
 
-__all__ = ["MARK", "SAVED", "Patterned", "is_plain", "same_marks"]
+__all__ = ["MARK", "SAVED", "Patterned", "Tables", "is_plain", "same_marks"]
 
 SAVED = ("ccol_indices", "row_indices")
 MARK = "pattern_mark"
@@ -38,7 +38,7 @@ _MIXTURE = (
     "an average of values from before a rewiring with values from after it. Let averages follow each rewiring:"
     " dendnorm.integrations.averages.follow"
 )
-_BYTES = ctypes.c_char * (8 * _ops.MARKS)
+_BYTES_OF_MARK = 8 * _ops.MARKS
 
 Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -85,7 +85,7 @@ class Patterned(nn.Module):
     _tables: Tables | None
     _source: tuple | None  # what the tables were derived from: see _stamp
     _source_of_inference: tuple | None = None
-    _seal: tuple[torch.Tensor, int, Any, bytes] | None = None  # the mark, where it lies, its memory, and what was there
+    _seal: tuple[torch.Tensor, int, bytes] | None = None  # the mark, where it lies, and what was there
     _known: torch.Tensor | None  # the mark of that pattern
     _marked: int  # how often the mark had been written
     _original: weakref.ref[Patterned] | None = None  # what this layer is a copy of, for as long as that lives
@@ -110,29 +110,19 @@ class Patterned(nn.Module):
 
     def _row_view(self) -> Tables:
         """The row view of the pattern as it is now: crow_indices, col_indices and perm."""
-        buffers, source = self._buffers, self._source
-        ccol, row = buffers["ccol_indices"], buffers["row_indices"]
-        if is_compiling():
-            return self._traced_view(ccol, row)
-        if (
-            source is not None
-            and source[0] is ccol
-            and source[1] is row
-            and ccol._version == source[2]
-            and row._version == source[3]
-            and row.data_ptr() == source[4]
-            and ccol.data_ptr() == source[5]
-            and ((seal := self._seal) is None or (seal[0].data_ptr() == seal[1] and seal[2].raw == seal[3]))
-            and self._left is None
-        ):
-            return self._tables  # type: ignore[return-value]
-        return self._derived(ccol, row)
+        return self._traced_view() if is_compiling() else self._present_view()
 
-    def _traced_view(self, ccol: torch.Tensor, row: torch.Tensor) -> Tables:
+    def _present_view(self) -> Tables:
+        buffers = self._buffers
+        if _ops.stamp_fits(buffers, self._source, self._seal) and self._left is None:
+            return self._tables  # type: ignore[return-value]
+        return self._derived(buffers["ccol_indices"], buffers["row_indices"])
+
+    def _traced_view(self) -> Tables:
         """A graph reads the tables where they lie, as it reads parameters; rewiring writes into them."""
-        tables = self._tables
+        ccol, tables = self._buffers["ccol_indices"], self._tables
         if tables is None or tables[0].device != ccol.device:
-            return _ops.transposed(ccol, row, self.out_features)
+            return _ops.transposed(ccol, self._buffers["row_indices"], self.out_features)
         return tables
 
     def _derived(self, ccol: torch.Tensor, row: torch.Tensor) -> Tables:
@@ -140,7 +130,7 @@ class Patterned(nn.Module):
             if ccol.is_meta and self._tables is not None and self._tables[0].is_meta:
                 return self._tables
             return _ops.transposed(ccol, row, self.out_features)
-        if self._left is not None and self._is_as_known(ccol, row):
+        if self._left is not None and _ops.stamp_fits(self._buffers, self._source, None) and not self._mark_written():
             self._refuse_values_of_the_next_pattern()
             return self._tables  # type: ignore[return-value]
         source = self._source
@@ -288,7 +278,12 @@ class Patterned(nn.Module):
         mark, seal = self._buffers[MARK], self._seal
         if not mark.is_inference() and mark._version != self._marked:
             return True
-        return seal is not None and seal[0] is mark and mark.data_ptr() == seal[1] and seal[2].raw != seal[3]
+        return (
+            seal is not None
+            and seal[0] is mark
+            and mark.data_ptr() == seal[1]
+            and ctypes.string_at(seal[1], _BYTES_OF_MARK) != seal[2]
+        )
 
     def _set_mark(self, mark: torch.Tensor) -> None:
         own = self._buffers[MARK]
@@ -297,13 +292,6 @@ class Patterned(nn.Module):
                 own.copy_(mark)
         else:
             self._buffers[MARK] = mark.clone()
-
-    def _is_as_known(self, ccol: torch.Tensor, row: torch.Tensor) -> bool:
-        """Whether nothing was written since, as far as can be told without looking at the pattern."""
-        source = self._source
-        if source is None or source[0] is not ccol or source[1] is not row or self._mark_written():
-            return False
-        return source[2:] == (ccol._version, row._version, row.data_ptr(), ccol.data_ptr())
 
     @staticmethod
     def _places(ccol: torch.Tensor, row: torch.Tensor) -> tuple:
@@ -317,12 +305,11 @@ class Patterned(nn.Module):
         self._left = None
         self._seal = None
         if is_plain(own) and own.device.type == "cpu" and own.dtype == torch.float64 and own.is_contiguous():
-            memory = _BYTES.from_address(own.data_ptr())
-            self._seal = (own, own.data_ptr(), memory, memory.raw)
+            self._seal = own, own.data_ptr(), ctypes.string_at(own.data_ptr(), _BYTES_OF_MARK)
         if ccol.is_inference() or row.is_inference():  # which count no writes
             self._source, self._source_of_inference = None, self._places(ccol, row)
         else:
-            self._source = (ccol, row, ccol._version, row._version, row.data_ptr(), ccol.data_ptr())
+            self._source = (ccol, row, ccol._version, row._version, ccol.data_ptr(), row.data_ptr())
             self._source_of_inference = None
         for table in self._tables or ():
             table.__dict__["_dynamo_static_input_type"] = "unguarded"  # as torch._dynamo.mark_static_address

@@ -40,6 +40,7 @@ __all__ = [
     "sparse_conv2d",
     "sparse_linear",
     "spread",
+    "stamp_fits",
     "transpose_pattern",
     "transposed",
     "value_deviation",
@@ -79,6 +80,8 @@ carry_ = torch.ops.dendnorm.carry_.default
 assign_ = torch.ops.dendnorm.assign_.default
 raise_fault = torch.ops.dendnorm.raise_fault.default
 raw_values = torch.ops.dendnorm.raw_values.default
+
+stamp_fits = _C.stamp_fits  # at once, as the ops: it is called whenever a layer is
 
 
 def _keep(check: torch._ops.OpOverload) -> None:
