@@ -125,7 +125,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         return info;
       },
       "How this module was built: dendnorm's version, the versions of torch, compiler and CUDA (None: without).");
-  m.def("cpu_capability", &dendnorm::cpu::capability, "The instruction set in use: 'default', 'avx2' or 'avx512'.");
+  m.def("cpu_capability", &dendnorm::cpu::capability,
+        "The instruction set in use: 'default', 'neon', 'avx2' or 'avx512'.");
   m.def(
       "excitability_start",
       [](double a, double b, double p, double degree, double deviation) {

@@ -33,7 +33,7 @@ def run(command: list[str], log: Path) -> str:
     return done.stdout
 
 
-def cross(compiler: str) -> tuple[list[str], str | None]:
+def cross() -> tuple[list[str], str | None]:
     """Options of a build for the other processor, and what runs its programs here."""
     options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64"]
     emulator = shutil.which("qemu-aarch64")
@@ -58,7 +58,7 @@ def check(compiler: str, folder: Path) -> str:
     build.mkdir(parents=True, exist_ok=True)
     log = build / "log.txt"
     log.unlink(missing_ok=True)
-    options, runs = cross(compiler) if compiler == ARM else ([], "")
+    options, runs = cross() if compiler == ARM else ([], "")
     configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
     configure += [f"-DCMAKE_CXX_COMPILER={path}", f"-DCMAKE_CXX_FLAGS={STRICT}", "-DDENDNORM_TORCH=OFF"]
     configure += [f"-DDENDNORM_BUILD_TESTS={'OFF' if runs is None else 'ON'}", *options]

@@ -13,7 +13,10 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
+
+from check_compilers import ARM, cross
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build"
@@ -25,12 +28,12 @@ def run(title: str, command: list[str], **environment: str) -> bool:
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode == 0
 
 
-def ctest(title: str, build: Path) -> tuple[bool, Path]:
+def ctest(title: str, build: Path, chosen: Sequence[str] = ()) -> tuple[bool, Path]:
     report = build / "ctest.xml"
     report.unlink(missing_ok=True)
     jobs = str(os.cpu_count() or 2)
     command = ["ctest", "--test-dir", str(build), "--output-on-failure", "--no-tests=error", "-j", jobs]
-    command += ["--output-junit", str(report), "--progress"]
+    command += ["--output-junit", str(report), "--progress", *chosen]
     return run(title, command), report
 
 
@@ -49,14 +52,36 @@ def counted(report: Path) -> tuple[int, int, int]:
     return passed, failed, skipped
 
 
-def build_and_test(title: str, source: Path, build: Path, options: list[str]) -> tuple[bool, Path]:
-    """Configure, build and run C++ tests of a build of their own."""
-    (build / "ctest.xml").unlink(missing_ok=True)
+def build_and_test(
+    title: str,
+    source: Path,
+    build: Path,
+    options: list[str],
+    target: str = "all",
+    tests: str = ".",
+    chosen: Sequence[str] = (),
+) -> tuple[bool, Path]:
+    """Configure, build and run C++ tests of a build of their own; those in a folder of it, as ctest is told."""
+    report = build / tests / "ctest.xml"
+    report.unlink(missing_ok=True)
     configure = ["cmake", "-S", str(source), "-B", str(build), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
-    built = run(f"{title}: build", configure + options) and run("build", ["cmake", "--build", str(build)])
-    if not built:
-        return False, build / "ctest.xml"
-    return ctest(title, build)
+    compiled = ["cmake", "--build", str(build), "--target", target]
+    if not (run(f"{title}: build", configure + options) and run("build", compiled)):
+        return False, report
+    return ctest(title, build / tests, chosen)
+
+
+def aarch64(build: Path) -> tuple[bool, Path] | None:
+    """What needs no PyTorch, compiled for aarch64 and emulated; None where compiler or emulator is missing."""
+    title = "C++ for aarch64, emulated"
+    compiler, (options, emulator) = shutil.which(ARM), cross()
+    if compiler is None or not emulator:
+        print(f"\n=== {title}: skipped, for there is no {'qemu-aarch64' if compiler else ARM}", flush=True)
+        return None
+    options += [f"-DCMAKE_CXX_COMPILER={compiler}", "-DDENDNORM_TORCH=OFF", "-DDENDNORM_BUILD_TESTS=ON"]
+    # The portable kernels run here, too, and an emulator has no caches.
+    chosen = ["-E", "TakesTilesThatNoCacheHolds|/default$"]
+    return build_and_test(title, ROOT, build, options, target="dendnorm_tests", tests="tests/cpp", chosen=chosen)
 
 
 # On the processor a device is slow: what the glue does, a few generated cases of each kind, and of tests that differ by
@@ -146,6 +171,11 @@ def main() -> int:
         good.append(passed)
         reports.append(report)
 
+    emulated = aarch64(BUILD / "aarch64")
+    if emulated is not None:
+        good.append(emulated[0])
+        reports.append(emulated[1])
+
     for name in ("python", "gpu"):
         report = BUILD / f"pytest-{name}.xml"
         report.unlink(missing_ok=True)
@@ -180,7 +210,7 @@ def main() -> int:
         reports.append(report)
 
     totals = [sum(column) for column in zip(*map(counted, reports), strict=True)]
-    totals[2] += (compiled is None) + (executed is None)
+    totals[2] += (compiled is None) + (executed is None) + (emulated is None)
     machine_code = BUILD / "cuda" / "machine_code.txt"
     if compiled is not None and machine_code.exists():
         print(f"\nThe machine code of the CUDA kernels (cuda/README.md derives the limits)\n{machine_code.read_text()}")

@@ -33,6 +33,8 @@ Capability best_of_this_processor() {
   const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   return wide ? Capability::kAvx512 : Capability::kAvx2;
+#elif defined(__aarch64__)
+  return Capability::kNeon;  // part of the architecture
 #else
   return Capability::kDefault;
 #endif
@@ -45,7 +47,9 @@ Capability choose() {
   if (asked == nullptr) return best;
   Capability wanted = best;
   if (std::strcmp(asked, "default") == 0) wanted = Capability::kDefault;
+#ifdef DENDNORM_X86
   if (std::strcmp(asked, "avx2") == 0) wanted = Capability::kAvx2;
+#endif
   return wanted < best ? wanted : best;
 }
 
@@ -80,6 +84,7 @@ const char* capability() {
   switch (chosen_capability()) {
     case Capability::kAvx512: return "avx512";
     case Capability::kAvx2: return "avx2";
+    case Capability::kNeon: return "neon";
     default: return "default";
   }
 }
@@ -91,6 +96,8 @@ const Kernels& chosen_kernels() {
     case Capability::kAvx2: return kernels_avx2();
     default: break;
   }
+#elif defined(__aarch64__)
+  if (chosen_capability() == Capability::kNeon) return kernels_neon();
 #endif
   return kernels_generic();
 }
@@ -102,6 +109,8 @@ const KernelsOfBFloat16& chosen_kernels_bf16() {
     case Capability::kAvx2: return kernels_avx2_bf16();
     default: break;
   }
+#elif defined(__aarch64__)
+  if (chosen_capability() == Capability::kNeon) return kernels_neon_bf16();
 #endif
   return kernels_generic_bf16();
 }

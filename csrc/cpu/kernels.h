@@ -106,11 +106,13 @@ struct Kernels : KernelsOf<float>, KernelsOf<double> {
 const Kernels& kernels_generic();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+const Kernels& kernels_neon();
 
 const KernelsOfBFloat16& kernels_generic_bf16();
 const KernelsOfBFloat16& kernels_avx2_bf16();
 const KernelsOfBFloat16& kernels_avx512_bf16();
 const KernelsOfBFloat16& kernels_avx512_dot();  // with AVX512_BF16
+const KernelsOfBFloat16& kernels_neon_bf16();
 
 // The set chosen for this processor.
 const Kernels& chosen_kernels();

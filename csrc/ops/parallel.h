@@ -23,6 +23,8 @@ int omp_get_thread_num();
 
 namespace dendnorm::ops {
 
+inline constexpr std::int64_t kEntries = 16384;  // of a pattern, for one thread
+
 // Calls body(begin, end) for ranges that together cover [0, items), each of at least `grain` items but the last,
 // possibly at the same time. What a body throws is thrown here, once all have ended.
 template <class F>

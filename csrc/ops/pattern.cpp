@@ -30,7 +30,6 @@ void check_pattern_meta(const Tensor& compressed, const Tensor& indices, std::in
 }
 
 constexpr PatternNames kNames{"compressed", "indices"};
-constexpr std::int64_t kGrain = 16384;  // entries for one thread
 
 std::tuple<Tensor, Tensor, Tensor> transpose_pattern_cpu(const Tensor& compressed, const Tensor& indices,
                                                          std::int64_t size, bool sound) {
@@ -40,7 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> transpose_pattern_cpu(const Tensor& compresse
   transpose_pattern(
       from.const_data_ptr<std::int32_t>(), from.numel() - 1, entries.const_data_ptr<std::int32_t>(), size,
       std::get<0>(result).mutable_data_ptr<std::int32_t>(), std::get<1>(result).mutable_data_ptr<std::int32_t>(),
-      std::get<2>(result).mutable_data_ptr<std::int32_t>(), parts_of(entries.numel(), kGrain), PartsOnThreads{});
+      std::get<2>(result).mutable_data_ptr<std::int32_t>(), parts_of(entries.numel(), kEntries), PartsOnThreads{});
   return result;
 }
 
@@ -54,7 +53,7 @@ Tensor pattern_mark_cpu(const Tensor& ccol_indices, const Tensor& row_indices) {
   Tensor marks = empty_mark(ccol_indices, row_indices);
   const Tensor ccol = ccol_indices.contiguous(), row = row_indices.contiguous();
   std::atomic<std::uint64_t> sum = 0;
-  on_threads(ccol.numel() + row.numel(), kGrain, [&](std::int64_t begin, std::int64_t end) {
+  on_threads(ccol.numel() + row.numel(), kEntries, [&](std::int64_t begin, std::int64_t end) {
     sum += mark_of_entries(ccol.const_data_ptr<std::int32_t>(), ccol.numel(), row.const_data_ptr<std::int32_t>(), begin,
                            end);
   });

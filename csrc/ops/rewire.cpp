@@ -27,8 +27,7 @@ namespace {
 
 using at::Tensor;
 
-constexpr std::int64_t kGrain = 1024;     // random numbers for one thread
-constexpr std::int64_t kEntries = 16384;  // of a pattern, for one thread
+constexpr std::int64_t kGrain = 1024;  // random numbers for one thread
 
 Status* status_of(const OptionalTensor& status) {
   return given(status) ? reinterpret_cast<Status*>(status->mutable_data_ptr<std::int64_t>()) : nullptr;

@@ -29,6 +29,8 @@ std::vector<const Kernels*> available() {
 #ifdef DENDNORM_X86
   if (chosen_capability() >= Capability::kAvx2) sets.push_back(&kernels_avx2());
   if (chosen_capability() >= Capability::kAvx512) sets.push_back(&kernels_avx512());
+#elif defined(__aarch64__)
+  sets.push_back(&kernels_neon());
 #endif
   return sets;
 }

@@ -43,6 +43,8 @@ std::vector<Set> available() {
     sets.push_back({"avx512", &kernels_avx512(), &kernels_avx512_bf16()});
   }
   if (multiplies_bfloat16()) sets.push_back({"avx512_dot", &kernels_avx512(), &kernels_avx512_dot()});
+#elif defined(__aarch64__)
+  sets.push_back({"neon", &kernels_neon(), &kernels_neon_bf16()});
 #endif
   return sets;
 }

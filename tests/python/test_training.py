@@ -257,6 +257,6 @@ def test_info_reports_the_build(capsys):
     printed = capsys.readouterr().out
     facts = info.collect()
     json.dumps(facts)
-    assert facts["cpu"]["instruction set"] in ("default", "avx2", "avx512")
+    assert facts["cpu"]["instruction set"] in ("default", "neon", "avx2", "avx512")
     for fact in (facts["versions"]["dendnorm"], torch.__version__, facts["build"]["compiler"], "cuda kernels"):
         assert fact in printed

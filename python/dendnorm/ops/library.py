@@ -127,7 +127,7 @@ def build_info() -> dict[str, Any]:
 
 
 def cpu_capability() -> str:
-    """The instruction set that the CPU kernels use: "default", "avx2" or "avx512"."""
+    """The instruction set that the CPU kernels use: "default", "neon", "avx2" or "avx512"."""
     return _C.cpu_capability()
 
 

@@ -201,7 +201,7 @@ def run_conv(
 def _check(contenders: Sequence[str], known: Mapping[str, Any], rounds: int) -> None:
     for name in contenders:
         if name not in known:
-            raise ValueError(f"contender must be one of {', '.join(known)}, got {name!r}")
+            raise ValueError(f"contender must be one of {', '.join(map(repr, known))}, got {name!r}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
 
