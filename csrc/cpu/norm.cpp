@@ -170,6 +170,40 @@ bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second
   return wide.load();
 }
 
+namespace {
+
+bool ordinary(double factor) { return std::fabs(factor) > 0x1p-40 && std::fabs(factor) < 0x1p40; }
+
+}  // namespace
+
+template <class T>
+bool row_scales(const Layer<T>& layer, const Row* measured, bool whole, T* row, T* scale) {
+  *scale = 1;
+  if (!whole) {
+    const double e = layer.excitability.of(0);
+    if (e != 0 && !ordinary(e)) return false;
+    *scale = static_cast<T>(e);
+  }
+  std::atomic<bool> usable{true};
+  for_ranges(layer.threads, layer.rows, count_cost(layer.norm), [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) {
+      const double inverse_d = row_at(layer, measured, i).inverse_d;
+      const double factor = whole ? factor_of(layer.excitability.of(i), inverse_d) : inverse_d;
+      const bool unused = layer.view.start[i] == layer.view.start[i + 1];
+      if (!ordinary(factor) && !(unused && factor == 0)) return usable.store(false, std::memory_order_relaxed);
+      row[i] = static_cast<T>(factor);
+    }
+  });
+  return usable.load();
+}
+
+template <class T>
+void inverse_ds(const Layer<T>& layer, const Row* measured, double* inverse_d) {
+  for_ranges(layer.threads, layer.rows, count_cost(layer.norm), [&](i64 begin, i64 end) {
+    for (i64 i = begin; i < end; ++i) inverse_d[i] = row_at(layer, measured, i).inverse_d;
+  });
+}
+
 template <class T>
 void effective_weight(const Layer<T>& layer, T* w) {
   const i64 cost = kPowCost + (layer.rows == 0 ? 0 : 2 * connections_of(layer) / layer.rows);
@@ -295,10 +329,12 @@ void norm_gradient(const Layer<T>& layer, const Row* measured, bool scaled, cons
   });
 }
 
-#define DENDNORM_INSTANTIATE(T)                                      \
-  template void measure_rows<T>(const Layer<T>&, Row*);              \
-  template bool row_factors<T>(const Layer<T>&, const Row*, T*, T*); \
-  template void effective_weight<T>(const Layer<T>&, T*);            \
+#define DENDNORM_INSTANTIATE(T)                                           \
+  template void measure_rows<T>(const Layer<T>&, Row*);                   \
+  template bool row_factors<T>(const Layer<T>&, const Row*, T*, T*);      \
+  template bool row_scales<T>(const Layer<T>&, const Row*, bool, T*, T*); \
+  template void inverse_ds<T>(const Layer<T>&, const Row*, double*);      \
+  template void effective_weight<T>(const Layer<T>&, T*);                 \
   template void norm_gradient<T>(const Layer<T>&, const Row*, bool, const T*, T*, double*);
 DENDNORM_INSTANTIATE(float)
 DENDNORM_INSTANTIATE(double)

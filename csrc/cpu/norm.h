@@ -42,6 +42,16 @@ Row row_at(const Layer<T>& layer, const Row* measured, std::int64_t i) {
 template <class T>
 bool row_factors(const Layer<T>& layer, const Row* measured, T* first, T* second);
 
+// The same factors as row[i] times one number for all: that is `scale`, which is e, or, `whole`, 1. Returns whether
+// row[i] and scale are all of a size that leaves ordinary activations and gradients in the range of T; rows without
+// connections may have 0. Where one e is for all rows, or `whole`.
+template <class T>
+bool row_scales(const Layer<T>& layer, const Row* measured, bool whole, T* row, T* scale);
+
+// 1 / D of every row.
+template <class T>
+void inverse_ds(const Layer<T>& layer, const Row* measured, double* inverse_d);
+
 // w_k = (e / D)[row] v_k, in the order of v. Which connections go is decided by |w|, so each row is measured by itself,
 // one value after the other, as on every device.
 template <class T>

@@ -8,7 +8,11 @@ namespace {
 using i32 = std::int32_t;
 using i64 = std::int64_t;
 
-constexpr i64 kWorthThreads = 30000;         // connections times samples
+// Connections times samples for one thread, about 10 us on a core with AVX-512 and 20 on one without: a region takes 1
+// to 5 us to open, and milliseconds where the system runs somebody else on one of its cores.
+constexpr i64 kWorthThread = 200000;
+constexpr i64 kLeastSamples = 8;             // a connection costs as much for fewer
+constexpr i64 kWorthPart = 30000;            // connections of a single sample
 constexpr i64 kNearTile = i64{1} << 20;      // bytes; a larger tile lies mostly beyond the second-level cache
 constexpr i64 kSpreadBytes = 128 * 1024;     // of outputs that stay near
 constexpr i64 kFromMemory = i64{1} << 20;    // activations
@@ -52,8 +56,10 @@ Sharing sharing_of(i64 groups, i64 tiles, int threads, i64 neurons, i64 connecti
 // Samples of the narrowest tile: two vectors of bfloat16 lie in one.
 int narrowest(int slab_bytes) { return slab_bytes == 2 ? 8 : 4; }
 
+// As many as have work enough, whatever there are.
 int worthwhile_threads(const Threads& threads, i64 connections, i64 samples, i64 neurons) {
-  return connections * samples + 4 * neurons * samples < kWorthThreads ? 1 : threads.count;
+  const i64 work = connections * std::max(samples, kLeastSamples) + 4 * neurons * samples;
+  return static_cast<int>(std::clamp<i64>(divided_up(work, kWorthThread), 1, threads.count));
 }
 
 // How many neurons are packed or unpacked at a time. Rows whose distance is a multiple of 1 KiB share few sets of a
@@ -107,7 +113,7 @@ template <class T>
 i64 spread_of(const Forward<T>& f) {
   if (f.samples != 1 || f.columns.start == nullptr || f.outputs * static_cast<i64>(sizeof(T)) > kSpreadBytes) return 0;
   i64 parts = 1;
-  while (parts < 8 && f.connections >= kWorthThreads * parts) parts *= 2;
+  while (parts < 8 && f.connections >= kWorthPart * parts) parts *= 2;
   return parts;
 }
 

@@ -5,7 +5,6 @@
 #include <c10/util/Exception.h>
 #include <torch/library.h>
 
-#include <cmath>
 #include <cstddef>
 #include <memory>
 #include <optional>
@@ -38,8 +37,8 @@ struct RowFactors {
   }
 };
 
-// The factor of every row as row[i] times `scale`, which is taken into dY as it is packed. Usable where both are of a
-// size that leaves ordinary activations and gradients in the range of T.
+// The factor of every row as row[i] times `scale`, which is taken into dY as it is packed, where cpu::row_scales finds
+// that usable. `whole`: all in one; then no factor is 0 where a row has connections.
 template <class T>
 struct RowScale {
   bool usable = false;
@@ -47,26 +46,9 @@ struct RowScale {
   T scale = 1;
 
   RowScale() = default;
-
-  // As 1 / D times one number for all; or, `whole`, all in one: then no factor is 0 where a row has connections.
-  RowScale(const cpu::Layer<T>& layer, const Row* rows, bool whole) {
-    if (!whole) {
-      const double e = layer.excitability.of(0);
-      if (e != 0 && !ordinary(e)) return;
-      scale = static_cast<T>(e);
-    }
-    row.reset(new T[static_cast<std::size_t>(layer.rows)]);
-    for (std::int64_t i = 0; i < layer.rows; ++i) {
-      const double inverse_d = cpu::row_at(layer, rows, i).inverse_d;
-      const double factor = whole ? factor_of(layer.excitability.of(i), inverse_d) : inverse_d;
-      const bool unused = layer.view.start[i] == layer.view.start[i + 1];
-      if (!ordinary(factor) && !(unused && factor == 0)) return;
-      row[i] = static_cast<T>(factor);
-    }
-    usable = true;
+  RowScale(const cpu::Layer<T>& layer, const Row* rows, bool whole) : row(new T[static_cast<std::size_t>(layer.rows)]) {
+    usable = cpu::row_scales(layer, rows, whole, row.get(), &scale);
   }
-
-  static bool ordinary(double factor) { return std::fabs(factor) > 0x1p-40 && std::fabs(factor) < 0x1p40; }
 };
 
 template <class T>
@@ -162,7 +144,7 @@ struct Backend {
       }
       if (wanted.dots()) {
         dot_weights.resize(c.outputs);
-        for (std::int64_t i = 0; i < c.outputs; ++i) dot_weights[i] = cpu::row_at(layer, rows, i).inverse_d;
+        cpu::inverse_ds(layer, rows, dot_weights.data());
         c.dot_weights = dot_weights.data();
       }
     }

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "cpu/plan.h"
@@ -154,7 +155,7 @@ void check_forward(const Shape& shape, const Widths& widths, bool feature_major,
   const ForwardPlan plan = plan_forward(f, widths),
                     serial = plan_forward(forward_of<T>(shape, !feature_major, 1), widths);
   const i64 size = sizeof(T);
-  ASSERT_TRUE(plan.threads == threads || plan.threads == 1);
+  ASSERT_TRUE(plan.threads >= 1 && plan.threads <= threads);
   ASSERT_EQ(plan.tiles.samples, shape.samples);
   ASSERT_LE(plan.tiles.width, widths.forward);
   // What decides bits: the same for one thread and the other layout.
@@ -201,7 +202,7 @@ void check_columns(const Shape& shape, const Widths& widths, bool feature_major,
   const ColumnsPlan plan = plan_columns(c, widths);
   const ColumnsPlan serial = plan_columns(columns_of<T>(shape, !feature_major, 1, wanted, !factors), widths);
   const i64 size = sizeof(T);
-  ASSERT_TRUE(plan.threads == threads || plan.threads == 1);
+  ASSERT_TRUE(plan.threads >= 1 && plan.threads <= threads);
   ASSERT_EQ(plan.tiles.samples, shape.samples);
   ASSERT_LE(plan.tiles.width, widths.columns);
   // What decides bits: the same for one thread and the other layout.
@@ -269,14 +270,70 @@ TEST(ColumnsPlan, WritesNoScaleIntoTheCallersMemory) {
   EXPECT_FALSE(plan_columns(c, {32, 32}).in_place);
 }
 
-// ---- What is not worth it ----
+// ---- Threads in proportion to the work ----
 
-TEST(Plans, GiveLittleWorkToOneThread) {
-  EXPECT_EQ(plan_forward(forward_of<float>({10, 30, 20, 100}, false, 8), {32, 32}).threads, 1);
-  EXPECT_EQ(plan_forward(forward_of<float>({128, 784, 1000, 31360}, false, 8), {32, 32}).threads, 8);
-  EXPECT_EQ(plan_columns(columns_of<float>({10, 30, 20, 100}, false, 8, Wanted::kAll, true), {32, 32}).threads, 1);
-  EXPECT_EQ(plan_columns(columns_of<float>({128, 784, 1000, 31360}, false, 8, Wanted::kAll, true), {32, 32}).threads,
-            8);
+i64 work_of(const Shape& s) {
+  return s.connections * std::max<i64>(s.samples, 8) + 4 * (s.inputs + s.outputs) * s.samples;
+}
+
+// Connections and segments that the busiest thread visits, in all its tiles, beside the mean: 1 where shares are equal.
+double busiest(const Sharing& sharing, i64 groups, int threads, const std::vector<std::int32_t>& start) {
+  const i64 segments = static_cast<i64>(start.size()) - 1, items = sharing.parts * groups;
+  const auto cost = [&](i64 from, i64 to) { return start[to] - start[from] + 4 * (to - from); };
+  i64 most = 0;
+  for (int t = 0; t < threads; ++t) {
+    i64 share = 0;
+    for (i64 item = share_begin(items, t, threads); item < share_begin(items, t + 1, threads); ++item) {
+      const i64 part = item % sharing.parts;
+      share += cost(part_begin(start.data(), segments, part, sharing.parts),
+                    part_begin(start.data(), segments, part + 1, sharing.parts));
+    }
+    most = std::max(most, share);
+  }
+  return static_cast<double>(most) * threads / static_cast<double>(cost(0, segments) * groups);
+}
+
+// A view whose segments have as many connections as chance gives them.
+std::vector<std::int32_t> start_of(i64 segments, i64 connections) {
+  std::mt19937 random(7);
+  std::vector<std::int32_t> start(segments + 1);
+  for (i64 k = 0; k < connections; ++k) ++start[1 + random() % segments];
+  for (i64 i = 0; i < segments; ++i) start[i + 1] += start[i];
+  return start;
+}
+
+TEST(Plans, GiveThreadsInProportionToTheWork) {
+  constexpr i64 kWorthThread = 200000;
+  const struct {
+    const char* name;
+    Shape shape;
+    double within;  // of the mean: the most for any number of threads, for shares are whole grains of 16 neurons
+  } cases[] = {{"64_100", {10, 64, 100, 1280}, 1},
+               {"784_1000", {128, 784, 1000, 31360}, 1.2},
+               {"2048_2048", {256, 2048, 2048, 209715}, 1.08},
+               {"4096_4096", {128, 4096, 4096, 167772}, 1.08},
+               {"768_3072", {1024, 768, 3072, 235930}, 1.08}};
+  for (const auto& [name, shape, within] : cases) {
+    SCOPED_TRACE(name);
+    const auto rows = start_of(shape.outputs, shape.connections), columns = start_of(shape.inputs, shape.connections);
+    for (int threads = 1; threads <= kMostThreads; ++threads) {
+      SCOPED_TRACE(threads);
+      const i64 wanted = std::min<i64>(threads, (work_of(shape) + kWorthThread - 1) / kWorthThread);
+      const auto f = plan_forward(forward_of<float>(shape, false, threads), {32, 64});
+      const auto c = plan_columns(columns_of<float>(shape, false, threads, Wanted::kAll, false), {32, 64});
+      ASSERT_EQ(f.threads, wanted);
+      ASSERT_EQ(c.threads, wanted);
+      const double forward = busiest(f.sharing, f.tiles.count(), f.threads, rows);
+      const double backward = busiest(c.sharing, c.groups, c.threads, columns);
+      ASSERT_LE(forward, within);
+      ASSERT_LE(backward, within);
+      if (threads == 8 || threads == 32 || threads == 64) {
+        const std::string key = std::string(name) + "_of_" + std::to_string(threads);
+        RecordProperty(key, std::to_string(f.threads) + " " + std::to_string(f.threads / forward) + " " +
+                                std::to_string(c.threads / backward));
+      }
+    }
+  }
 }
 
 }  // namespace

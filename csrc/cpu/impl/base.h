@@ -101,6 +101,8 @@ DENDNORM_INLINE A write_as(T value) {
   }
 }
 
+constexpr i64 kEndWork = 65536;  // numbers to add at the end of a pass: fewer are one thread's
+
 // Where a region begins.
 template <class T>
 DENDNORM_INLINE T* in_region(std::byte* workspace, const Region& region) {

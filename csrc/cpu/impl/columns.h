@@ -214,10 +214,10 @@ void clear_gradients(const Columns<T>& c) {
   for (i64 j = 0; c.dots != nullptr && j < c.inputs; ++j) c.dots[j] = 0;
 }
 
-// The gradient of the bias, from the sums of every tile.
+// The gradient of a range of the bias, from the sums of every tile.
 template <class T>
-void add_tiles(const Columns<T>& c, i64 tiles, const T* sums) {
-  for (i64 i = 0; i < c.outputs; ++i) {
+void add_tiles(const Columns<T>& c, i64 tiles, const T* sums, i64 begin, i64 end) {
+  for (i64 i = begin; i < end; ++i) {
     T sum = 0;
     for (i64 t = 0; t < tiles; ++t) sum += sums[t * c.outputs + i];
     c.bias_gradient[i] = sum;
@@ -278,7 +278,16 @@ void columns(const Columns<T>& c, const ColumnsPlan& plan, std::byte* workspace)
     in_threads(c.threads, threads, add);
   }
   if (tiles.count() == 0) clear_gradients(c);
-  if (c.bias_gradient != nullptr) add_tiles(c, tiles.count(), sums);
+  if (c.bias_gradient != nullptr) {
+    auto add = [&](i64 begin, i64 end) {
+      add_tiles(c, tiles.count(), sums, share_begin(c.outputs, begin, threads), share_begin(c.outputs, end, threads));
+    };
+    if (c.outputs * tiles.count() < kEndWork) {
+      add(0, threads);
+    } else {
+      in_threads(c.threads, threads, add);
+    }
+  }
 }
 
 }  // namespace

@@ -146,12 +146,12 @@ inline void spread_single(const Forward<T>& f, T* sums, i64 begin, i64 end) {
   }
 }
 
-// The outputs, from the sums of all parts.
+// A range of outputs, from the sums of all parts.
 template <class T>
-inline void gather_single(const Forward<T>& f, const T* sums, i64 parts) {
+inline void gather_single(const Forward<T>& f, const T* sums, i64 parts, i64 begin, i64 end) {
   T block[kBlock];
-  for (i64 i0 = 0; i0 < f.outputs; i0 += kBlock) {
-    const i64 count = smaller(kBlock, f.outputs - i0);
+  for (i64 i0 = begin; i0 < end; i0 += kBlock) {
+    const i64 count = smaller(kBlock, end - i0);
     for (i64 r = 0; r < count; ++r) {
       T sum = sums[i0 + r];
       for (i64 p = 1; p < parts; ++p) sum += sums[p * f.outputs + i0 + r];
@@ -173,7 +173,15 @@ void forward_spread(const Forward<T>& f, const ForwardPlan& plan, std::byte* wor
     }
   };
   in_threads(f.threads, plan.threads, compute);
-  gather_single(f, sums, parts);
+  auto gather = [&](i64 begin, i64 end) {
+    gather_single(f, sums, parts, share_begin(f.outputs, begin, plan.threads),
+                  share_begin(f.outputs, end, plan.threads));
+  };
+  if (f.outputs * parts < kEndWork) {
+    gather(0, plan.threads);
+  } else {
+    in_threads(f.threads, plan.threads, gather);
+  }
 }
 
 // Eight loads ahead of eight stores take about half the time of GCC 12's own loop.
