@@ -72,7 +72,7 @@ def check(compiler: str, folder: Path) -> str:
         else:
             ctest = ["ctest", "--test-dir", str(build / "tests" / "cpp"), "--output-on-failure", "--no-tests=error"]
             done = run([*ctest, "-j", jobs], log)
-            found = re.search(r"tests passed, 0 tests failed out of (\d+)", done)
+            found = re.search(r"100% tests passed(?:, 0 tests failed)? out of (\d+)", done)
             tested = f"{found[1]} passed" if found else "passed"
     except subprocess.CalledProcessError:
         return f"| {compiler} | {version} | **failed**: {log} | |"

@@ -27,12 +27,9 @@ from torch.compiler import is_compiling
 from torch.optim.swa_utils import AveragedModel
 
 from ..ops import library as _ops
+from .marks import MARK, SAVED, is_plain, same_marks
 
-__all__ = ["MARK", "SAVED", "Patterned", "Tables", "is_plain", "same_marks"]
-
-SAVED = ("ccol_indices", "row_indices")
-MARK = "pattern_mark"
-_PLAIN = (torch.Tensor, nn.Parameter, nn.Buffer)
+__all__ = ["Patterned", "Tables"]
 
 _MIXTURE = (
     "an average of values from before a rewiring with values from after it. Let averages follow each rewiring:"
@@ -41,25 +38,6 @@ _MIXTURE = (
 _BYTES_OF_MARK = 8 * _ops.MARKS
 
 Tables = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is memory of its own: not traced, batched or distributed."""
-    return (
-        type(tensor) in _PLAIN
-        and not tensor.is_meta
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        and not torch._is_functional_tensor(tensor)
-    )
-
-
-def same_marks(mine: torch.Tensor, known: torch.Tensor | None) -> bool:
-    """Whether two marks are of one pattern, as far as averaging and 16 bits leave that to be seen."""
-    if known is None:
-        return False
-    # An average that is hardly begun differs by little, and the rounding of one with equals by less.
-    room = 1e-6 if mine.dtype == torch.float64 else 1e-2
-    return bool(((mine.detach().double().cpu() - known.double().cpu()).abs() < room).all())
 
 
 def _is_averaged() -> bool:

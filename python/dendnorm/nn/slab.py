@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from ..ops import library as _ops
-from .row_view import is_plain
+from .marks import is_plain
 
 __all__ = ["Slab", "batch_innermost", "is_batch_innermost"]
 
