@@ -7,6 +7,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "core/pattern.h"
@@ -55,7 +56,8 @@ TYPED_TEST(Smallest, AreThoseOfAStableSort) {
     const std::int64_t k = random() % (n + 1);
     std::vector<std::int64_t> order(n);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](auto i, auto j) { return values[i] < values[j]; });
+    std::sort(order.begin(), order.end(),
+              [&](auto i, auto j) { return std::pair(values[i], i) < std::pair(values[j], j); });
     std::vector<char> want(n, 0);
     for (std::int64_t i = 0; i < k; ++i) want[order[i]] = 1;
     const auto chosen = std::make_unique<bool[]>(n + 1);
