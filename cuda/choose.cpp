@@ -25,6 +25,17 @@ constexpr double kWarpsForL2 = 16;
 constexpr double kLaunch = 2.5e-6;
 constexpr double kSector = 32;  // bytes, the least that L2 gives
 
+// Operations a second of dense matrix products, by the data sheet of the SXM models, and the share of it that large
+// ones usually reach.
+double dense_rate(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::kTF32: return 495e12 / kProcessors;
+    case Arithmetic::kSixteenBits: return 989e12 / kProcessors;
+    default: return 67e12 / kProcessors;
+  }
+}
+constexpr double kDenseShare = 0.75;
+
 // ---- What the machine code of the kernels takes (tests/cuda/machine_code.py) ----
 
 // Instructions for a multiply-add in the hot loops, by the bytes of an activation.
@@ -166,11 +177,49 @@ Cost sampled_cost(const ProductShape& s, const Device& device) {
   return {loop + issued(static_cast<double>(s.connections) * kStageInstructions, device), bytes, level};
 }
 
+namespace {
+
+// Reading or writing so many bytes in order.
+double streamed(double bytes, const Device& device) {
+  const bool fits = bytes <= kL2Share * static_cast<double>(device.l2_bytes);
+  return fits ? from_l2(bytes, device) : bytes / device.memory_rate;
+}
+
+DenseCosts dense_costs(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
+                       int element, int value, Arithmetic arithmetic, const Device& device) {
+  const double cells = static_cast<double>(inputs) * static_cast<double>(outputs);
+  const double count = static_cast<double>(connections), batch = static_cast<double>(samples);
+  const double multiplied = 2 * cells * batch / (kDenseShare * dense_rate(arithmetic) * device.processors);
+  const double activations = batch * static_cast<double>(inputs + outputs) * element;
+  // Factors and the dense weight take a launch each: zeros first, and then what is connected.
+  const double made =
+      2 * kLaunch + streamed(cells * element, device) + from_l2(count * (8 + kSector + element), device);
+  const double product = made + std::max(multiplied, streamed(cells * element + activations, device));
+  // Of the gradient of every position each connection reads its own, in the order of the columns.
+  const double taken =
+      streamed(std::min(cells * value, count * kSector), device) + from_l2(count * (4 + value), device);
+  const double gradient = kLaunch + std::max(multiplied, streamed(cells * value + activations, device)) + taken;
+  return {product, product, gradient};
+}
+
+}  // namespace
+
 StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
-                   int element, int value, const Device& device) {
+                   int element, int value, Arithmetic arithmetic, const Device& device) {
   const ProductShape columns{samples, inputs, outputs, connections, element, value, true};
   return {choose_product({samples, outputs, inputs, connections, element, value, false, true}, device),
-          choose_product(columns, device), sampled_cost(columns, device)};
+          choose_product(columns, device), sampled_cost(columns, device),
+          dense_costs(inputs, outputs, connections, samples, element, value, arithmetic, device)};
+}
+
+DenseChoice choose_dense(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
+                         int element, int value, Arithmetic arithmetic, const DenseRule& rule, const Device& device) {
+  const double cells = static_cast<double>(inputs) * static_cast<double>(outputs);
+  if (cells == 0 || samples == 0 || static_cast<double>(connections) < rule.density * cells) return {};
+  if (!rule.asks_model) return {true, true, true};
+  const StepPlan plan = plan_step(inputs, outputs, connections, samples, element, value, arithmetic, device);
+  return {plan.dense.forward < plan.forward.cost.seconds, plan.dense.input_gradient < plan.input_gradient.cost.seconds,
+          plan.dense.weight_gradient < plan.weight_gradient.seconds};
 }
 
 }  // namespace dendnorm::cuda

@@ -115,7 +115,7 @@ template <class T>
 ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
   ColumnsPlan plan{};
   Workspace workspace(c.workspace);
-  const bool gradient = c.gradient != nullptr, product = c.dx.data != nullptr;
+  const bool gradient = c.gradient != nullptr && c.dense_gradient == nullptr, product = c.dx.data != nullptr;
   const bool sums = c.bias_gradient != nullptr && (c.dy.feature_major || c.samples > kFewSamples);
   const ProductShape shape{c.samples,
                            c.inputs,
@@ -202,6 +202,7 @@ cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stre
   s.dot_weights = c.dot_weights;
   s.dots = c.dots;
   s.gradient = c.gradient;
+  if (c.dense_gradient != nullptr) return launch_gathered(s, c.dense_gradient, c.outputs, stream);
   return launch_sampled(s, c.dy.type, stream);
 }
 

@@ -55,6 +55,10 @@ DENDNORM_HD constexpr std::int64_t dot_part_count(std::int64_t connections) {
 template <class T>
 cudaError_t launch_sampled(const Sampled<T>& sampled, Type type, cudaStream_t stream);
 
+// The same from G of every position, dense[segment * outputs + index]; dy and x are not read.
+template <class T>
+cudaError_t launch_gathered(const Sampled<T>& sampled, const T* dense, std::int64_t outputs, cudaStream_t stream);
+
 // Copies a (samples, neurons) matrix of any strides to `to`, feature-major with `pitch` bytes between neurons, and
 // zeros after the last sample.
 struct Packing {

@@ -182,6 +182,25 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 3) sampled_kern
   }
 }
 
+// A thread has a connection, and a block a part of the dot product.
+template <class T>
+__global__ void __launch_bounds__(kDotPart) gathered_kernel(const Sampled<T> s, const T* dense, i64 outputs) {
+  double* parts = shared_memory<double>();
+  const int thread = static_cast<int>(threadIdx.x);
+  const u32 k = blockIdx.x * static_cast<u32>(kDotPart) + threadIdx.x;
+  double part = 0;
+  if (k < s.connections) {
+    const u32 row = static_cast<u32>(__ldg(s.view.index + k));
+    const i64 column = segment_of(s.view.start, s.segments, k);
+    part = finish(s, k, row, __ldg(dense + column * outputs + row));
+  }
+  if (s.dot_weights == nullptr) return;
+  part = warp_sum(part);
+  if (thread % 32 == 0) parts[thread / 32] = part;
+  __syncthreads();
+  if (thread == 0) s.dots[blockIdx.x] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+}
+
 template <class A, class T, int kLanes>
 cudaError_t launch(const Sampled<T>& s, cudaStream_t stream) {
   constexpr int kRun = own_connections(kLanes) * (32 / kLanes);
@@ -202,7 +221,17 @@ cudaError_t launch_sampled(const Sampled<T>& s, Type type, cudaStream_t stream) 
   });
 }
 
+template <class T>
+cudaError_t launch_gathered(const Sampled<T>& s, const T* dense, i64 outputs, cudaStream_t stream) {
+  static_assert(kDotPart == 4 * 32);
+  if (s.connections == 0) return cudaSuccess;
+  return launch_kernel(gathered_kernel<T>, dim3(static_cast<unsigned>(dot_part_count(s.connections))), dim3(kDotPart),
+                       4 * sizeof(double), stream, s, dense, outputs);
+}
+
 template cudaError_t launch_sampled(const Sampled<float>&, Type, cudaStream_t);
 template cudaError_t launch_sampled(const Sampled<double>&, Type, cudaStream_t);
+template cudaError_t launch_gathered(const Sampled<float>&, const float*, i64, cudaStream_t);
+template cudaError_t launch_gathered(const Sampled<double>&, const double*, i64, cudaStream_t);
 
 }  // namespace dendnorm::cuda

@@ -67,10 +67,10 @@ Thread* current = nullptr;
 std::unique_ptr<Fiber> host;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Thread*> job;  // of each fiber
-std::uint64_t order = 1, drawn = 1, launched = 0;
+std::uint64_t order = 1, drawn = 1, launched = 0, asked = 0;
 cudaError_t last_error = cudaSuccess;
 Queue queue = nullptr;
-std::map<const void*, int> shared_limit;
+std::map<std::pair<const void*, int>, int> shared_limit;
 
 std::uint64_t draw() {
   drawn ^= drawn << 13;
@@ -251,6 +251,7 @@ Device& device() {
 
 void set_order(std::uint64_t seed) { order = seed * 0x9E3779B97F4A7C15ull | 1; }
 std::uint64_t launches() { return launched; }
+std::uint64_t questions() { return asked; }
 
 void set_queue(Queue wanted) { queue = wanted; }
 cudaError_t enqueue(cudaStream_t stream, Work work) {
@@ -264,9 +265,10 @@ int& current_device() {
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  ++asked;
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > device().shared_per_block_optin) return last_error = cudaErrorInvalidValue;
-  shared_limit[kernel] = value;
+  shared_limit[{kernel, current_device()}] = value;
   return cudaSuccess;
 }
 
@@ -275,7 +277,7 @@ void run_kernel(const void* kernel, dim3 grid, dim3 block, std::size_t shared_by
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
                    Work body) {
   const std::uint64_t count = std::uint64_t{block.x} * block.y * block.z;
-  const auto limit = shared_limit.find(kernel);
+  const auto limit = shared_limit.find({kernel, current_device()});
   const int allowed = std::max(device().shared_per_block, limit == shared_limit.end() ? 0 : limit->second);
   // What a device refuses; an empty grid is among it.
   if (count < 1 || count > kMaxThreads || block.z > 64 || grid.x < 1 || grid.y < 1 || grid.z < 1 ||
@@ -486,11 +488,13 @@ const char* cudaGetErrorName(cudaError_t error) {
   }
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaGetDevice(int* device) {
   *device = cuda_on_host::current_device();
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  ++cuda_on_host::asked;
   const cuda_on_host::Device& device = cuda_on_host::device();
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = device.multiprocessors; break;

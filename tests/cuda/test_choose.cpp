@@ -85,7 +85,7 @@ TEST(Choose, CutsOnlyRowsFarAboveTheMean) {
 }
 
 TEST(Choose, PlansAStep) {
-  const StepPlan plan = plan_step(4096, 4096, 167772, 128, 4, 4, kLarge);
+  const StepPlan plan = plan_step(4096, 4096, 167772, 128, 4, 4, Arithmetic::kFloat32, kLarge);
   EXPECT_FALSE(plan.forward.slab);
   EXPECT_EQ(plan.weight_gradient.bytes, 4.0 * 167772 * 128);
   EXPECT_GT(plan.forward.cost.seconds, plan.input_gradient.cost.seconds) << "which finds dY packed, and no permutation";
@@ -122,12 +122,47 @@ TEST(Choose, FitsTheDevice) {
   }
 }
 
+DenseChoice dense(std::int64_t neurons, std::int64_t samples, double density, Arithmetic arithmetic,
+                  const DenseRule& rule) {
+  const auto connections = static_cast<std::int64_t>(density * static_cast<double>(neurons * neurons));
+  const int element = arithmetic == Arithmetic::kSixteenBits ? 2 : arithmetic == Arithmetic::kFloat64 ? 8 : 4;
+  return choose_dense(neurons, neurons, connections, samples, element, element == 8 ? 8 : 4, arithmetic, rule, kLarge);
+}
+
+bool all(const DenseChoice& choice) { return choice.forward && choice.input_gradient && choice.weight_gradient; }
+bool any(const DenseChoice& choice) { return choice.forward || choice.input_gradient || choice.weight_gradient; }
+
+// By itself only where every position is connected, and then where it is faster.
 TEST(Choose, LeavesNothingToDenseProductsUnlessAsked) {
-  EXPECT_TRUE(prefers_dense(100, 50, 5000, 1.0));
-  EXPECT_FALSE(prefers_dense(100, 50, 4999, 1.0));
-  EXPECT_TRUE(prefers_dense(100, 50, 1000, 0.2));
-  EXPECT_FALSE(prefers_dense(100, 50, 5000, 2.0));
-  EXPECT_FALSE(prefers_dense(0, 50, 0, 1.0));
+  EXPECT_FALSE(any(dense(4096, 1024, 0.9999, Arithmetic::kSixteenBits, {})));
+  EXPECT_TRUE(all(dense(4096, 1024, 1, Arithmetic::kSixteenBits, {})));
+  EXPECT_TRUE(all(dense(4096, 1024, 1, Arithmetic::kFloat32, {})));
+  EXPECT_FALSE(any(dense(64, 8, 1, Arithmetic::kFloat32, {}))) << "two launches more";
+}
+
+TEST(Choose, ForcesDenseProductsFromTheDensityThatIsNamed) {
+  const auto forced = [](double from) { return dense(100, 8, 0.5, Arithmetic::kFloat32, {from, false}); };
+  EXPECT_TRUE(all(forced(0.5)));
+  EXPECT_FALSE(any(forced(0.6)));
+  EXPECT_FALSE(any(forced(2)));
+  EXPECT_FALSE(any(dense(0, 8, 1, Arithmetic::kFloat32, {0, false})));
+  EXPECT_FALSE(any(dense(100, 0, 1, Arithmetic::kFloat32, {0, false})));
+}
+
+// Left to the model at every density: the faster the dense product, the lower the density from which on it pays.
+TEST(Choose, FindsTheCrossover) {
+  const auto crossover = [](Arithmetic arithmetic) {
+    double density = 1e-4;
+    while (density < 1 && !all(dense(4096, 1024, density, arithmetic, {0, true}))) density *= 1.05;
+    return density;
+  };
+  const double sixteen = crossover(Arithmetic::kSixteenBits), tf32 = crossover(Arithmetic::kTF32),
+               single = crossover(Arithmetic::kFloat32);
+  EXPECT_LT(sixteen, 0.03);
+  EXPECT_GT(sixteen, 0.003);
+  EXPECT_LT(tf32, 0.03);
+  EXPECT_GT(single, 0.05);
+  EXPECT_LT(single, 0.15);
 }
 
 }  // namespace

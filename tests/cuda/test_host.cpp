@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
 #include "cuda_on_host.h"
 
 namespace {
@@ -197,6 +199,31 @@ TEST(Launch, AnswersForItselfAlone) {
   EXPECT_EQ(cuda_on_host::launch(kernel, 0, 32, 0, nullptr), cudaErrorInvalidConfiguration);
   EXPECT_EQ(dendnorm::cuda::launch_kernel(kernel, 1, 32, 0, nullptr), cudaSuccess);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
+}
+
+// Nothing is asked of a device twice.
+TEST(Launch, AllowsSharedMemoryOnceOnEachDevice) {
+  const auto kernel = +[] {};
+  for (const int device : {0, 1, 0}) {
+    cuda_on_host::current_device() = device;
+    EXPECT_EQ(dendnorm::cuda::launch_kernel(kernel, 1, 32, 100 << 10, nullptr), cudaSuccess) << device;
+    const std::uint64_t before = cuda_on_host::questions();
+    EXPECT_EQ(dendnorm::cuda::launch_kernel(kernel, 1, 32, 200 << 10, nullptr), cudaSuccess) << device;
+    EXPECT_EQ(cuda_on_host::questions(), before);
+  }
+}
+
+TEST(Launch, AsksForTheDeviceOnce) {
+  dendnorm::cuda::Device device;
+  for (const int index : {0, 1, 0}) {
+    cuda_on_host::current_device() = index;
+    ASSERT_EQ(dendnorm::cuda::current_device(&device), cudaSuccess);
+    const std::uint64_t before = cuda_on_host::questions();
+    device = {};
+    ASSERT_EQ(dendnorm::cuda::current_device(&device), cudaSuccess);
+    EXPECT_EQ(cuda_on_host::questions(), before);
+    EXPECT_EQ(device.shared_bytes, 227 << 10);
+  }
 }
 
 }  // namespace
