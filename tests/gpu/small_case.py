@@ -1,12 +1,16 @@
 """A little of everything, for compute-sanitizer: every norm forward and backward in every dtype and both layouts, each
-kernel with few and with many samples, rows that a whole block shares, the dense product, and rewirings.
+kernel with few and with many samples, rows that a whole block shares, dense products, and rewirings.
 
 --quick does the smallest of it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Dense products where every position is connected, however small the layer.
+os.environ["DENDNORM_CUDA_DENSE"] = "1"
 
 import torch
 
@@ -59,7 +63,7 @@ def large() -> None:
 
 def dense() -> None:
     for norm in ("none", "joint"):
-        for dtype in (torch.float32, torch.float64):
+        for dtype in DTYPES:
             train(layer_of(60, 40, 1.0, norm, dtype), 33, dtype)
 
 

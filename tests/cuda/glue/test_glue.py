@@ -201,44 +201,6 @@ def test_a_threshold_that_is_none_is_refused_by_name():
     assert 'DENDNORM_CUDA_DENSE must be "auto", "off" or a density above 0, got "much"' in result.stderr
 
 
-DENSE_STEP = """
-import copy, torch, dendnorm
-for norm in ("none", "l0", "l0-variable", "lp:2", "joint"):
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        exact = dtype in (torch.float32, torch.float64)
-        layer = dendnorm.SparseLinear(40, 30, density=0.5, norm=norm, seed=0, bias=norm != "l0")
-        layer = layer.to(torch.float64 if dtype == torch.float64 else torch.float32)
-        x = torch.randn(17, 40).to(dtype)
-        dy = torch.randn(17, 30).to(dtype)
-        steps = []
-        for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
-            twin = copy.deepcopy(layer).to(device)
-            if device == "cpu":
-                twin = twin.double()
-            inputs = x.to(device, kind).requires_grad_()
-            y = twin(inputs)
-            grads = torch.autograd.grad(y, [inputs, *twin.parameters()], dy.to(device, kind))
-            steps.append([part.detach().cpu() for part in (y, *grads)])
-        wanted, got = steps
-        assert got[0].dtype == got[1].dtype == dtype, norm
-        for number, (one, other) in enumerate(zip(got, wanted)):
-            # Output and dX have the type of the activations, and so has the dense weight; gradients of the values are
-            # added up and kept in float32.
-            size = 2e-2 if number < 2 and not exact else 2e-5
-            error = (one.double() - other).abs().max().item()
-            assert error <= size * (1e-30 + other.abs().max().item()), (norm, dtype, number, error)
-x = torch.ones(3, 40, device="cuda")
-x[0, 0] = float("inf")
-assert twin.to("cuda").float()(x).isnan().any()
-print("good")
-"""
-
-
-def test_dense_products_agree_with_the_sparse_ones_in_every_type():
-    result = probe(DENSE_STEP, DENDNORM_CUDA_DENSE="0.1")
-    assert result.stdout.strip() == "good", result.stderr
-
-
 AUTO = """
 import torch, dendnorm
 def fills(connected, dtype, batch=256):
