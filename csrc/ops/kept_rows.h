@@ -29,8 +29,7 @@ struct RowKeeper {
 extern RowKeeper keeps_on_cpu, keeps_on_cuda;
 
 // Those to which the dispatcher would go straight from below autograd: null where a mode, subclass, transform or tracer
-// has a say. Undefined tensors have none either, and BackendSelect, which is always included, none in ops that take
-// tensors.
+// has a say. Undefined tensors have none, and BackendSelect, which is always included, none in ops that take tensors.
 template <class... Tensors>
 const RowKeeper* row_keeper(const Tensors&... tensors) {
   const c10::DispatchKeySet of_tensors = (c10::DispatchKeySet() | ... | tensors.key_set());
