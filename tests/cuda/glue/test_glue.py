@@ -212,10 +212,9 @@ print(fills(0.9, torch.bfloat16), fills(0.01, torch.bfloat16), fills(0.9, torch.
 """
 
 
-@pytest.mark.parametrize(("rule", "printed"), [("auto", "True False False"), ("", "False False False")])
-def test_the_cost_model_chooses_dense_products_where_it_is_asked(rule, printed):
-    result = probe(AUTO, DENDNORM_CUDA_DENSE=rule)
-    assert result.stdout.strip() == printed, result.stderr
+def test_the_cost_model_chooses_dense_products_where_it_is_asked():
+    result = probe(AUTO, DENDNORM_CUDA_DENSE="auto")
+    assert result.stdout.strip() == "True False False", result.stderr
 
 
 def test_info_tells_of_the_devices():
