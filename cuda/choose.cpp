@@ -3,6 +3,7 @@
 #include "cuda/choose.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace dendnorm::cuda {
@@ -128,23 +129,35 @@ ProductChoice gather(const ProductShape& s, int lanes, const Device& device) {
   return choice;
 }
 
+constexpr int kMostWaves = 8;
+
 ProductChoice slab(const ProductShape& s, int lanes, const Device& device) {
   const Counts counts(s, lanes);
   ProductChoice choice{true, lanes, 1, 0, long_row(s, lanes), {}};
-  // One block on each multiprocessor, and whole rounds of rows for it.
   const auto tiles = static_cast<std::int64_t>(counts.tiles);
-  const std::int64_t wanted = std::max<std::int64_t>(1, device.processors / tiles);
-  choice.rows_per_block = divided_up(divided_up(s.segments, wanted), kSlabWarps) * kSlabWarps;
-  const std::int64_t blocks = divided_up(s.segments, choice.rows_per_block) * tiles;
-  const std::int64_t waves = divided_up(blocks, device.processors);
-  const double busy = static_cast<double>(blocks) / (static_cast<double>(waves) * device.processors);
   const double bytes = static_cast<double>(s.connections) * counts.tiles * lanes * 16;
   const double loaded = counts.asked * counts.tiles * lanes * 16 * bank_conflicts(lanes);
   const double loop = std::max(loaded / (kSharedRate * device.processors),
                                issued(counts.multiplied * instructions_per_fma(s.element), device));
-  const double filling = static_cast<double>(waves) * static_cast<double>(s.neurons) * lanes * 16 / kL2Rate;
-  choice.cost = {(loop + staging(s, lanes, counts, device)) / busy + filling + permuting(s, lanes, device), bytes,
-                 Level::kShared};
+  const double filling = static_cast<double>(s.neurons) * lanes * 16 / kL2Rate;
+  choice.cost = {std::numeric_limits<double>::infinity(), bytes, Level::kShared};
+  // One block on each multiprocessor at a time, and whole rounds of rows for it. Tiles that leave multiprocessors idle
+  // may share them better in several waves of blocks with fewer rows, each of which fills a slab.
+  for (std::int64_t wanted = 1; wanted <= kMostWaves; ++wanted) {
+    const std::int64_t ranges = std::max<std::int64_t>(1, wanted * device.processors / tiles);
+    const std::int64_t rows = divided_up(divided_up(s.segments, ranges), kSlabWarps) * kSlabWarps;
+    const auto blocks = static_cast<double>(divided_up(s.segments, rows) * tiles);
+    const double waves = std::ceil(blocks / device.processors);
+    // The last block of a tile may have fewer rows; a wave takes as long as the others.
+    const double share =
+        static_cast<double>(std::min(rows, s.segments)) / static_cast<double>(s.segments) / static_cast<double>(tiles);
+    const double seconds = waves * (share * device.processors * (loop + staging(s, lanes, counts, device)) + filling) +
+                           permuting(s, lanes, device);
+    if (seconds < choice.cost.seconds) {
+      choice.cost.seconds = seconds;
+      choice.rows_per_block = rows;
+    }
+  }
   return choice;
 }
 

@@ -150,6 +150,7 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
   p.x = plan.choice.slab ? x.data : plan.x.data;
   p.x_neuron = plan.choice.slab ? x.neuron : plan.x.pitch;
   p.x_sample = x.sample;
+  p.packed = plan.shape.packed || !plan.choice.slab;
   p.row_factors = f.factors;
   p.bias = f.bias;
   if (plan.permute) {
@@ -184,6 +185,7 @@ cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stre
     p.x = plan.gathers ? plan.dy.data : dy.data;
     p.x_neuron = plan.gathers ? plan.dy.pitch : dy.neuron;
     p.x_sample = plan.gathers ? element_of(c.dy.type) : dy.sample;
+    p.packed = plan.gathers || is_packed(c.dy, c.samples);
     p.entry_factors = c.factors;
     DENDNORM_CUDA_TRY(launch_product(p, plan.choice, c.dy.type, stream));
   }

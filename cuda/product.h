@@ -16,6 +16,7 @@ struct Product {
   std::uint32_t samples, segments, neurons;  // `neurons` of x
   const std::byte* x;
   std::int64_t x_neuron, x_sample;  // bytes from one neuron, and from one sample, to the next
+  bool packed;                      // x is, see launch_product; gathering reads no other
   View view;
   const T* values;
   const Factor<T>* entry_factors;  // by index, null: 1
@@ -27,9 +28,8 @@ struct Product {
   std::uint32_t rows_per_block, long_row;
 };
 
-// A slab takes x of any strides. What is gathered is packed: 16-byte aligned, x_sample is one element, x_neuron a
-// multiple of 16, and whole 16-byte pieces of samples. How rows are shared is
-// taken from the choice.
+// Packed is: 16-byte aligned, x_sample is one element, x_neuron a multiple of 16, and whole 16-byte pieces of samples.
+// What is gathered must be; a slab takes x of any strides. How rows are shared is taken from the choice.
 template <class T>
 cudaError_t launch_product(Product<T> product, const ProductChoice& choice, Type type, cudaStream_t stream);
 

@@ -22,10 +22,26 @@ __device__ __forceinline__ u32 slab_swizzle(u32 n) {
   return n / (8 / kLanes) & (kLanes - 1);
 }
 
-// Eight neurons and four samples at a time: whole 32-byte sectors of float32 in, no bank twice out.
+// From packed activations, whole pieces at a time; zeros after the last sample.
 template <class A, class T, int kLanes>
-__device__ void fill_slab(const Product<T>& p, u32 sample, std::byte* slab, int warp, int lane) {
-  constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer;
+__device__ __forceinline__ void copy_slab(const Product<T>& p, u32 sample, std::byte* slab, int thread) {
+  for (u32 at = thread; at < p.neurons * kLanes; at += kSlabWarps * 32) {
+    const u32 n = at / kLanes, piece = at % kLanes, first = sample + piece * Piece<A>::kCount;
+    std::byte* to = slab + (n * kLanes + (piece ^ slab_swizzle<kLanes>(n))) * 16;
+    if (first < p.samples) {
+      copy_ahead(to, p.x + n * p.x_neuron + first * sizeof(A));
+    } else {
+      *reinterpret_cast<uint4*>(to) = {0, 0, 0, 0};
+    }
+  }
+  wait_for_copies();
+}
+
+// From activations of any strides: eight neurons and four samples at a time, whole 32-byte sectors of float32 in, no
+// bank twice out; up to eight loads of each thread are under way.
+template <class A, class T, int kLanes>
+__device__ __forceinline__ void fill_slab(const Product<T>& p, u32 sample, std::byte* slab, int warp, int lane) {
+  constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer, kAtOnce = kTile >= 32 ? 8 : 4;
   for (i64 first = warp * 8; first < p.neurons; first += kSlabWarps * 8) {
     const i64 n = first + lane % 8;
     if (n < p.neurons) {
@@ -33,15 +49,15 @@ __device__ void fill_slab(const Product<T>& p, u32 sample, std::byte* slab, int 
       std::byte* to = slab + n * (kLanes * 16);
       const u32 swizzle = slab_swizzle<kLanes>(static_cast<u32>(n));
 #pragma unroll 1
-      for (int s = 0; s < kTile; s += 16) {
-        A got[4];
+      for (int s = 0; s < kTile; s += 4 * kAtOnce) {
+        A got[kAtOnce];
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
+        for (int q = 0; q < kAtOnce; ++q) {
           const int at = s + 4 * q + lane / 8;
           got[q] = at < kTile && sample + at < p.samples ? *reinterpret_cast<const A*>(from + at * p.x_sample) : A{};
         }
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
+        for (int q = 0; q < kAtOnce; ++q) {
           const int at = s + 4 * q + lane / 8;
           if (at < kTile) *reinterpret_cast<A*>(to + ((at / kPer ^ swizzle) * 16 + at % kPer * sizeof(A))) = got[q];
         }
@@ -190,7 +206,11 @@ __global__ void __launch_bounds__(warps_of(kSlab) * 32, blocks_at_least(kSlab, k
     const u32 sample = tile * kTile;
     const std::byte* x = slab;
     if constexpr (kSlab) {
-      fill_slab<A, T, kLanes>(p, sample, slab, warp, lane);
+      if (p.packed) {
+        copy_slab<A, T, kLanes>(p, sample, slab, thread);
+      } else {
+        fill_slab<A, T, kLanes>(p, sample, slab, warp, lane);
+      }
       __syncthreads();
     } else {
       // A lane beyond the last sample reads what is there, and nobody reads its sums.

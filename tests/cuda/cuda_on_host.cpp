@@ -32,6 +32,7 @@ struct Thread {
   int turn = 0;                        // have to leave the one before
   void* released = nullptr;
   int fiber = 0;
+  std::vector<Copy> copies;
 };
 
 struct Fault {
@@ -171,6 +172,7 @@ void fiber_body(void* argument) {
     acquire(&run.start);
     try {
       (*run.body)();
+      if (!mine->copies.empty()) refuse("it returned, and never waited for its copies", mine->where);
       mine->state = State::kDone;
       ++run.done;
       check_nobody_waits(*mine);
@@ -211,6 +213,7 @@ void run_block(std::vector<int>& fiber_of) {
     thread.state = State::kReady;
     thread.where = {};
     thread.fiber = fiber_of[number];
+    thread.copies.clear();
     fiber(thread.fiber);
     job[thread.fiber] = &thread;
     run.ready.push_back(number);
@@ -345,6 +348,13 @@ dim3 block_size() { return run.block; }
 dim3 grid_size() { return run.grid; }
 std::byte* shared() { return run.shared; }
 int lane() { return current->lane; }
+void copy_later(const Copy& copy) { current->copies.push_back(copy); }
+bool next_copy(Copy* copy) {
+  if (current->copies.empty()) return false;
+  *copy = current->copies.back();
+  current->copies.pop_back();
+  return true;
+}
 
 void refuse(const std::string& what, std::source_location where) { throw Fault{what, where}; }
 

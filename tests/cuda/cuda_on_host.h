@@ -122,6 +122,13 @@ enum class Exchange { kSync, kShuffle, kBallot };
 std::uint64_t exchange(Exchange what, unsigned mask, std::uint64_t value, int from, std::source_location where);
 // All threads of the block meet here.
 void barrier(std::source_location where);
+// What this thread has under way: it is done when the thread waits for it, as late as a device may.
+struct Copy {
+  uint4* to;
+  const uint4* from;
+};
+void copy_later(const Copy& copy);
+bool next_copy(Copy* copy);
 [[noreturn]] void refuse(const std::string& what, std::source_location where);
 
 template <class T>
@@ -226,6 +233,14 @@ inline cudaError_t allow_shared_memory(const void* kernel);
 template <class T>
 T* shared_memory() {
   return reinterpret_cast<T*>(cuda_on_host::shared());
+}
+
+inline void copy_ahead(std::byte* to, const std::byte* from) {
+  cuda_on_host::copy_later({reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4*>(from)});
+}
+inline void wait_for_copies() {
+  cuda_on_host::Copy copy;
+  while (cuda_on_host::next_copy(&copy)) *copy.to = *copy.from;
 }
 
 template <class... Parameters, class... Arguments>

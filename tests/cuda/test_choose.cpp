@@ -52,6 +52,17 @@ TEST(Choose, FallsBackToFewerLanesInSharedMemory) {
   EXPECT_LT(choice.cost.seconds, choose_product(shape, {132, 10 * 1024}).cost.seconds);
 }
 
+// 70 tiles leave nearly half of the multiprocessors idle where each is one block's.
+TEST(Choose, SharesTilesThatWouldLeaveMultiprocessorsIdle) {
+  const ProductShape shape = layer(1000, 4096, 70 * 32, 0.1, 4, true);
+  const ProductChoice choice = choose_product(shape, kLarge);
+  ASSERT_TRUE(choice.slab);
+  ASSERT_EQ(choice.lanes, kMaxSlabLanes);
+  const std::int64_t blocks = 70 * divided_up(shape.segments, choice.rows_per_block);
+  const std::int64_t waves = divided_up(blocks, kLarge.processors);
+  EXPECT_GT(static_cast<double>(blocks), 0.9 * static_cast<double>(waves * kLarge.processors));
+}
+
 // And gathers fewer samples at a time, where a tile of as many as 32 lanes take is more than L2 holds.
 TEST(Choose, FallsBackToFewerLanesInL2) {
   const ProductChoice choice = choose_product(layer(200'000, 200'000, 128, 1e-4, 4, true), kLarge);

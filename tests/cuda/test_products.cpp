@@ -299,6 +299,7 @@ void check_each(cases::Type type, std::uint32_t seed) {
         p.x = packed.memory.data();
         p.x_neuron = samples * element;
         p.x_sample = element;
+        p.packed = true;
         p.view = test.template rows<View>();
         p.values = test.values.data();
         p.row_factors = factors.data();
@@ -317,6 +318,16 @@ void check_each(cases::Type type, std::uint32_t seed) {
         for (i64 b = 0; b < samples; ++b) {
           for (i64 i = 0; i < 37; ++i) ASSERT_TRUE(i == 1 || cut[b * 37 + i] == whole[b * 37 + i]) << i;
         }
+        if (!slab) continue;
+        // However the slab is filled: in whole pieces until now, or one by one from any strides.
+        p.packed = false;
+        ASSERT_EQ(launch_product(p, choice, type, nullptr), cudaSuccess);
+        ASSERT_TRUE(values_of(y, samples, 37) == whole) << "filled one by one";
+        p.x = test.x.memory.data();
+        p.x_neuron = element;
+        p.x_sample = test.x.stride * element;
+        ASSERT_EQ(launch_product(p, choice, type, nullptr), cudaSuccess);
+        ASSERT_TRUE(values_of(y, samples, 37) == whole) << "filled from batch-major activations";
       }
     }
   }
