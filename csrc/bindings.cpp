@@ -52,11 +52,12 @@ py::dict cuda_plan(std::int64_t inputs, std::int64_t outputs, std::int64_t conne
                                 {processors, shared_bytes, l2_bytes, memory_rate});
   py::dict result;
   result["forward"] = described(plan.forward);
-  result["input gradient"] = described(plan.input_gradient);
-  result["weight gradient"] = described(plan.weight_gradient);
-  result["weight gradient"]["kernel"] = "sampled";
+  result["input gradient"] = described(plan.columns.product);
+  result["weight gradient"] = described(plan.columns.gradient);
+  result["weight gradient"]["kernel"] = plan.columns.fused ? "fused" : "sampled";
   result["weight gradient"]["lanes"] =
-      dendnorm::cuda::covering_lanes(samples, element, dendnorm::cuda::kMaxGatherLanes);
+      plan.columns.fused ? plan.columns.product.lanes
+                         : dendnorm::cuda::covering_lanes(samples, element, dendnorm::cuda::kMaxGatherLanes);
   result["forward"]["dense_seconds"] = plan.dense.forward;
   result["input gradient"]["dense_seconds"] = plan.dense.input_gradient;
   result["weight gradient"]["dense_seconds"] = plan.dense.weight_gradient;

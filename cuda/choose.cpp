@@ -39,8 +39,12 @@ constexpr double kDenseShare = 0.75;
 
 // ---- What the machine code of the kernels takes (tests/cuda/machine_code.py) ----
 
-// Instructions for a multiply-add in the hot loops, by the bytes of an activation.
-constexpr double instructions_per_fma(int element) { return element == 2 ? 2.5 : element == 4 ? 2.1 : 3.6; }
+// Instructions for a multiply-add in the hot loops, by the bytes of an activation; of a fused pass, which has two where
+// the others have one, with the exchange of its dot products.
+constexpr double instructions_per_fma(int element, bool fused) {
+  if (fused) return element == 2 ? 2.4 : element == 4 ? 2.7 : 5.9;
+  return element == 2 ? 2.5 : element == 4 ? 2.1 : 3.6;
+}
 // And for staging a connection.
 constexpr double kStageInstructions = 25;
 
@@ -62,7 +66,7 @@ struct Counts {
     const double mean = rows > 0 ? static_cast<double>(s.connections) / rows : 0;
     tiles = static_cast<double>(divided_up(s.samples, lanes * per_lane));
     asked = rows * std::max<double>(round, mean + round / 2);
-    multiplied = asked * tiles * lanes * per_lane;
+    multiplied = asked * tiles * lanes * per_lane * (s.gradient ? 2 : 1);
     pieces = static_cast<double>(s.connections) * static_cast<double>(divided_up(s.samples, per_lane));
   }
 };
@@ -93,6 +97,24 @@ double packing(const ProductShape& s, const Device& device) {
   return kLaunch + from_l2(2.0 * static_cast<double>(s.neurons) * static_cast<double>(s.samples) * s.element, device);
 }
 
+// Reading or writing so many bytes in order, of which `held` are in use at a time.
+double streamed(double bytes, double held, const Device& device) {
+  return held <= kL2Share * static_cast<double>(device.l2_bytes) ? from_l2(bytes, device) : bytes / device.memory_rate;
+}
+
+std::int64_t part_count(double tiles) { return static_cast<std::int64_t>(std::min<double>(tiles, kMostParts)); }
+
+// Of the gradient that a fused pass makes on the way: every tile writes a part, or reads one and writes it; then they
+// are added up.
+double parting(const ProductShape& s, const Counts& counts, const Device& device) {
+  if (!s.gradient) return 0;
+  const double connections = static_cast<double>(s.connections), parts = static_cast<double>(part_count(counts.tiles));
+  const double held = connections * parts * s.value;
+  const double passes = 2 * counts.tiles - parts + (parts + 1);
+  return streamed(connections * (passes * s.value + 4), held, device) +
+         issued(connections * kStageInstructions, device);
+}
+
 // What activations are gathered from, of which `samples` are in use at a time.
 Level gather_level(const ProductShape& s, std::int64_t samples, const Device& device) {
   const double held = static_cast<double>(s.neurons) * static_cast<double>(samples) * s.element;
@@ -112,7 +134,8 @@ ProductChoice gather(const ProductShape& s, int lanes, const Device& device) {
   const Counts counts(s, lanes);
   ProductChoice choice{false, lanes, 1, 0, 0, {}};
   // Rows are cut between the warps of a block while the device has room for more warps.
-  const double room = device.processors * kWarpsForL2, warps = static_cast<double>(s.segments) * counts.tiles;
+  const double at_once = s.gradient ? static_cast<double>(part_count(counts.tiles)) : counts.tiles;
+  const double room = device.processors * kWarpsForL2, warps = static_cast<double>(s.segments) * at_once;
   while (choice.split < kWarps && warps * choice.split < room && s.connections / s.segments / choice.split >= 64) {
     choice.split *= 2;
   }
@@ -121,10 +144,11 @@ ProductChoice gather(const ProductShape& s, int lanes, const Device& device) {
   const Level level = gather_level(s, std::min<std::int64_t>(s.samples, lanes * (16 / s.element)), device);
   const double bytes = 16 * counts.pieces;
   const double brought = lanes == 1 ? kSector * counts.pieces : bytes;  // a lane alone asks for half a sector
-  const double loop =
-      std::max(gathering(brought, level, device), issued(counts.multiplied * instructions_per_fma(s.element), device));
+  const double loop = std::max(gathering(brought, level, device),
+                               issued(counts.multiplied * instructions_per_fma(s.element, s.gradient), device));
   const double busy = std::min(1.0, warps * choice.split / room);
-  choice.cost = {(loop + staging(s, lanes, counts, device)) / busy + packing(s, device) + permuting(s, lanes, device),
+  choice.cost = {(loop + staging(s, lanes, counts, device)) / busy + packing(s, device) + permuting(s, lanes, device) +
+                     parting(s, counts, device),
                  bytes, level};
   return choice;
 }
@@ -138,7 +162,7 @@ ProductChoice slab(const ProductShape& s, int lanes, const Device& device) {
   const double bytes = static_cast<double>(s.connections) * counts.tiles * lanes * 16;
   const double loaded = counts.asked * counts.tiles * lanes * 16 * bank_conflicts(lanes);
   const double loop = std::max(loaded / (kSharedRate * device.processors),
-                               issued(counts.multiplied * instructions_per_fma(s.element), device));
+                               issued(counts.multiplied * instructions_per_fma(s.element, s.gradient), device));
   const double filling = static_cast<double>(s.neurons) * lanes * 16 / kL2Rate;
   choice.cost = {std::numeric_limits<double>::infinity(), bytes, Level::kShared};
   // One block on each multiprocessor at a time, and whole rounds of rows for it. Tiles that leave multiprocessors idle
@@ -152,7 +176,7 @@ ProductChoice slab(const ProductShape& s, int lanes, const Device& device) {
     const double share =
         static_cast<double>(std::min(rows, s.segments)) / static_cast<double>(s.segments) / static_cast<double>(tiles);
     const double seconds = waves * (share * device.processors * (loop + staging(s, lanes, counts, device)) + filling) +
-                           permuting(s, lanes, device);
+                           permuting(s, lanes, device) + parting(s, counts, device);
     if (seconds < choice.cost.seconds) {
       choice.cost.seconds = seconds;
       choice.rows_per_block = rows;
@@ -165,12 +189,14 @@ ProductChoice slab(const ProductShape& s, int lanes, const Device& device) {
 
 ProductChoice choose_product(const ProductShape& s, const Device& device) {
   const int most = covering_lanes(s.samples, s.element, kMaxGatherLanes);
-  ProductChoice best = gather(s, most, device);
+  ProductChoice best{};
+  best.cost.seconds = std::numeric_limits<double>::infinity();
   const auto offer = [&](const ProductChoice& choice) {
     if (choice.cost.seconds < best.cost.seconds) best = choice;
   };
-  for (int lanes = most / 2; lanes >= 1; lanes /= 2) offer(gather(s, lanes, device));
-  for (int lanes = std::min(most, kMaxSlabLanes); lanes >= 1; lanes /= 2) {
+  const int least = s.gradient ? kMinFusedGatherLanes : 1, least_slab = s.gradient ? kMinFusedSlabLanes : 1;
+  for (int lanes = most; lanes >= least; lanes /= 2) offer(gather(s, lanes, device));
+  for (int lanes = std::min(most, kMaxSlabLanes); lanes >= least_slab; lanes /= 2) {
     if (product_shared_bytes(true, lanes, s.element, s.value, s.neurons) <= device.shared_bytes) {
       offer(slab(s, lanes, device));
     }
@@ -185,18 +211,28 @@ Cost sampled_cost(const ProductShape& s, const Device& device) {
   const Level level = gather_level(s, s.samples, device);
   const double bytes = 16 * counts.pieces;
   const double multiplied = static_cast<double>(s.connections) * static_cast<double>(s.samples);
-  const double loop =
-      std::max(gathering(bytes, level, device), issued(multiplied * instructions_per_fma(s.element), device));
+  const double loop = std::max(gathering(bytes, level, device),
+                               issued(multiplied * instructions_per_fma(s.element, s.gradient), device));
   return {loop + issued(static_cast<double>(s.connections) * kStageInstructions, device), bytes, level};
+}
+
+std::int64_t gradient_parts(const ProductShape& s, const ProductChoice& choice) {
+  return part_count(Counts(s, choice.lanes).tiles);
+}
+
+ColumnsChoice choose_columns(const ProductShape& s, const Device& device) {
+  const ColumnsChoice apart{choose_product(s, device), sampled_cost(s, device)};
+  ProductShape both = s;
+  both.gradient = true;
+  const ProductChoice fused = choose_product(both, device);
+  if (fused.cost.seconds >= apart.product.cost.seconds + apart.gradient.seconds) return apart;
+  return {fused, {0, 0, fused.cost.level}, true};
 }
 
 namespace {
 
-// Reading or writing so many bytes in order.
-double streamed(double bytes, const Device& device) {
-  const bool fits = bytes <= kL2Share * static_cast<double>(device.l2_bytes);
-  return fits ? from_l2(bytes, device) : bytes / device.memory_rate;
-}
+// All of it at once.
+double streamed(double bytes, const Device& device) { return streamed(bytes, bytes, device); }
 
 DenseCosts dense_costs(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
                        int element, int value, Arithmetic arithmetic, const Device& device) {
@@ -221,7 +257,7 @@ StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t conne
                    int element, int value, Arithmetic arithmetic, const Device& device) {
   const ProductShape columns{samples, inputs, outputs, connections, element, value, true};
   return {choose_product({samples, outputs, inputs, connections, element, value, false, true}, device),
-          choose_product(columns, device), sampled_cost(columns, device),
+          choose_columns(columns, device),
           dense_costs(inputs, outputs, connections, samples, element, value, arithmetic, device)};
 }
 
@@ -231,8 +267,23 @@ DenseChoice choose_dense(std::int64_t inputs, std::int64_t outputs, std::int64_t
   if (cells == 0 || samples == 0 || static_cast<double>(connections) < rule.density * cells) return {};
   if (!rule.asks_model) return {true, true, true};
   const StepPlan plan = plan_step(inputs, outputs, connections, samples, element, value, arithmetic, device);
-  return {plan.dense.forward < plan.forward.cost.seconds, plan.dense.input_gradient < plan.input_gradient.cost.seconds,
-          plan.dense.weight_gradient < plan.weight_gradient.seconds};
+  const DenseCosts& dense = plan.dense;
+  const ProductShape columns{samples, inputs, outputs, connections, element, value, true};
+  const double product = choose_product(columns, device).cost.seconds, gradient = sampled_cost(columns, device).seconds;
+  const double sparse = plan.columns.product.cost.seconds + plan.columns.gradient.seconds;
+  // A dense product of one leaves the other by itself.
+  DenseChoice best{dense.forward < plan.forward.cost.seconds, false, false};
+  double least = sparse;
+  const auto offer = [&](double seconds, bool dense_product, bool dense_gradient) {
+    if (seconds >= least) return;
+    least = seconds;
+    best.input_gradient = dense_product;
+    best.weight_gradient = dense_gradient;
+  };
+  offer(dense.input_gradient + gradient, true, false);
+  offer(product + dense.weight_gradient, false, true);
+  offer(dense.input_gradient + dense.weight_gradient, true, true);
+  return best;
 }
 
 }  // namespace dendnorm::cuda

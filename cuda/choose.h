@@ -5,7 +5,8 @@
 //     slab     activations in shared memory; one launch
 //     gather   activations packed feature-major, from L2
 //     each with every number of lanes that covers no more than the samples
-//   gradient of the values: the sampled product over packed activations (sampled.cu)
+//   gradient of the values: the sampled product over packed activations (sampled.cu), or in one pass with dX, which
+//     then loads for both (fused.cu)
 //   each of the three as a dense matrix product (csrc/ops/cuda.cpp)  where the rule for them (DenseRule) allows it
 #pragma once
 
@@ -18,6 +19,9 @@ namespace dendnorm::cuda {
 
 constexpr int kSlabWarps = 32;  // of a block; those of the gathering kernel are kWarps
 constexpr int kMaxGatherLanes = 32, kMaxSlabLanes = 8;
+// Of fused passes, which save loads and are for many samples; and parts of the gradient, for tiles of samples that go
+// on at once.
+constexpr int kMinFusedGatherLanes = 8, kMinFusedSlabLanes = 4, kMostParts = 8;
 
 struct ProductShape {
   std::int64_t samples, segments, neurons, connections;  // `neurons` of the activations that are read
@@ -25,6 +29,7 @@ struct ProductShape {
   int value;                                             // bytes of a value
   bool packed;                                           // the activations lie packed already
   bool permuted = false;                                 // the values lie in another order than the connections
+  bool gradient = false;                                 // the product is one of a fused pass
 };
 
 // Where activations are loaded from.
@@ -48,7 +53,18 @@ struct ProductChoice {
 
 ProductChoice choose_product(const ProductShape& shape, const Device& device);
 
-// Of the gradient of the values; `neurons` of dY, `segments` of x.
+// Parts of the gradient that a fused pass leaves.
+std::int64_t gradient_parts(const ProductShape& shape, const ProductChoice& choice);
+
+// dX and the gradient of the values, one after the other or fused; then `gradient` costs nothing by itself.
+struct ColumnsChoice {
+  ProductChoice product{};
+  Cost gradient{};
+  bool fused = false;
+};
+ColumnsChoice choose_columns(const ProductShape& shape, const Device& device);
+
+// Of the gradient of the values by itself; `neurons` of dY, `segments` of x.
 Cost sampled_cost(const ProductShape& shape, const Device& device);
 
 // What the dense matrix products are multiplied in.
@@ -62,8 +78,8 @@ struct DenseCosts {
 
 // A training step of batch-major activations, as the passes ask for it (passes.cu).
 struct StepPlan {
-  ProductChoice forward, input_gradient;
-  Cost weight_gradient;
+  ProductChoice forward;
+  ColumnsChoice columns;
   DenseCosts dense;
 };
 DENDNORM_VISIBLE StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t connections,

@@ -14,8 +14,8 @@
 //   cudaMemsetAsync
 //   cudaLaunchKernelEx, cudaGetLastError, cudaGetDevice, cudaDeviceGetAttribute, cudaFuncSetAttribute (only in this
 //   file, cub.h and device.cu)
-//   launch_kernel(kernel, grid, block, shared, stream, args...) -> cudaError_t, shared_memory<T>(), copy_ahead(to, from)
-//   and wait_for_copies(), declared below; the stand-in defines its own four in namespace dendnorm::cuda
+//   launch_kernel(kernel, grid, block, shared, stream, args...) -> cudaError_t, shared_memory<T>(), copy_ahead(to,
+//   from) and wait_for_copies(), declared below; the stand-in defines its own four in namespace dendnorm::cuda
 //
 // Every launch is of at least one block, has at most 1024 threads in blockDim.x, and uses gridDim.x (up to 2^31 - 1)
 // and gridDim.y (up to 65535). Shared memory is dynamic only, aligned to 16 bytes, uninitialised.
@@ -73,8 +73,8 @@ __device__ __forceinline__ T* shared_memory() {
   return reinterpret_cast<T*>(dendnorm_shared_memory);
 }
 
-// 16 bytes from global to shared memory, both aligned to them, past the registers: as many as a thread likes are under way
-// at once. They are there for it once it has waited, and for others after a barrier.
+// 16 bytes from global to shared memory, both aligned to them, past the registers: as many as a thread likes are under
+// way at once. They are there for it once it has waited, and for others after a barrier.
 __device__ __forceinline__ void copy_ahead(std::byte* to, const std::byte* from) {
 #if defined(__CUDA_ARCH__)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<u32>(__cvta_generic_to_shared(to))),

@@ -33,6 +33,21 @@ struct Product {
 template <class T>
 cudaError_t launch_product(Product<T> product, const ProductChoice& choice, Type type, cudaStream_t stream);
 
+// What a product can make of the activations that it loads: for every connection k their dot product with those of its
+// segment, in parts[t * connections + k] for parts t of the tiles of samples.
+template <class T>
+struct SharedLoads {
+  const std::byte* own;     // packed activations of the segments
+  std::int64_t own_neuron;  // bytes
+  std::uint32_t connections;
+  T* parts;
+};
+
+// Both at once; the choice is one for shapes with `gradient`. What is multiplied is packed.
+template <class T>
+cudaError_t launch_fused(Product<T> product, const SharedLoads<T>& shared, const ProductChoice& choice, Type type,
+                         cudaStream_t stream);
+
 // G_k = sum over the samples of dy[., index_k] x[., segment of k], both packed.
 template <class T>
 struct Sampled {
@@ -58,6 +73,10 @@ cudaError_t launch_sampled(const Sampled<T>& sampled, Type type, cudaStream_t st
 // The same from G of every position, dense[segment * outputs + index]; dy and x are not read.
 template <class T>
 cudaError_t launch_gathered(const Sampled<T>& sampled, const T* dense, std::int64_t outputs, cudaStream_t stream);
+
+// The same from the sums of `count` parts, parts[t * connections + k].
+template <class T>
+cudaError_t launch_added(const Sampled<T>& sampled, const T* parts, std::uint32_t count, cudaStream_t stream);
 
 // Copies a (samples, neurons) matrix of any strides to `to`, feature-major with `pitch` bytes between neurons, and
 // zeros after the last sample.

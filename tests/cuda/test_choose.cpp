@@ -96,10 +96,24 @@ TEST(Choose, CutsOnlyRowsFarAboveTheMean) {
 }
 
 TEST(Choose, PlansAStep) {
-  const StepPlan plan = plan_step(4096, 4096, 167772, 128, 4, 4, Arithmetic::kFloat32, kLarge);
+  const StepPlan plan = plan_step(4096, 4096, 167772, 16, 4, 4, Arithmetic::kFloat32, kLarge);
   EXPECT_FALSE(plan.forward.slab);
-  EXPECT_EQ(plan.weight_gradient.bytes, 4.0 * 167772 * 128);
-  EXPECT_GT(plan.forward.cost.seconds, plan.input_gradient.cost.seconds) << "which finds dY packed, and no permutation";
+  EXPECT_FALSE(plan.columns.fused);
+  EXPECT_EQ(plan.columns.gradient.bytes, 4.0 * 167772 * 16);
+  EXPECT_GT(plan.forward.cost.seconds, plan.columns.product.cost.seconds)
+      << "which finds dY packed, and no permutation";
+}
+
+// One load for both gradients, where loads are what takes the time.
+TEST(Choose, FusesTheGradientsOfLargeLayers) {
+  const ProductShape shape = layer(4096, 4096, 1024, 0.1, 4, true);
+  const ColumnsChoice choice = choose_columns(shape, kLarge);
+  ASSERT_TRUE(choice.fused);
+  EXPECT_GE(choice.product.lanes, kMinFusedGatherLanes);
+  EXPECT_LE(gradient_parts(shape, choice.product), kMostParts);
+  EXPECT_LT(choice.product.cost.seconds,
+            0.8 * (choose_product(shape, kLarge).cost.seconds + sampled_cost(shape, kLarge).seconds));
+  EXPECT_FALSE(choose_columns(layer(784, 1000, 4, 0.1, 4, true), kLarge).fused) << "few samples";
 }
 
 TEST(Choose, SharesRowsBetweenWarpsWhereThereAreFew) {
@@ -169,11 +183,11 @@ TEST(Choose, FindsTheCrossover) {
   };
   const double sixteen = crossover(Arithmetic::kSixteenBits), tf32 = crossover(Arithmetic::kTF32),
                single = crossover(Arithmetic::kFloat32);
-  EXPECT_LT(sixteen, 0.03);
+  EXPECT_LT(sixteen, 0.05);
   EXPECT_GT(sixteen, 0.003);
-  EXPECT_LT(tf32, 0.03);
+  EXPECT_LT(tf32, 0.05);
   EXPECT_GT(single, 0.05);
-  EXPECT_LT(single, 0.15);
+  EXPECT_LT(single, 0.3);
 }
 
 }  // namespace

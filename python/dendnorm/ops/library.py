@@ -141,7 +141,8 @@ def cuda_plan(inputs: int, outputs: int, connections: int, samples: int, **devic
     Returns:
         For "forward", "input gradient" and "weight gradient": ``kernel``, ``lanes``, ``seconds`` (calculated),
         ``bytes`` of activations loaded, the ``level`` they come from ("shared", "l2" or "memory"), and
-        ``dense_seconds``, of the same as a dense matrix product (calculated).
+        ``dense_seconds``, of the same as a dense matrix product (calculated). The kernel of the weight gradient is
+        "sampled", or "fused" with that of the input gradient, whose seconds and bytes are then those of both.
 
     Raises:
         ValueError: a size is not positive, or ``element`` not 2, 4 or 8.
