@@ -90,8 +90,8 @@ double permuting(const ProductShape& s, int lanes, const Device& device) {
   return kLaunch + from_l2(static_cast<double>(s.connections) * (4 + kSector + s.value), device);
 }
 
-// Counted as a launch of its own also where there is one anyway (factors, sums of dY): what else a pass is asked for
-// must not change the bits of its product.
+// Counted as a launch of its own also where there is one anyway (factors, sums of dY): whether a pass is asked for
+// those must not change the bits of its product.
 double packing(const ProductShape& s, const Device& device) {
   if (s.packed) return 0;
   return kLaunch + from_l2(2.0 * static_cast<double>(s.neurons) * static_cast<double>(s.samples) * s.element, device);

@@ -58,6 +58,10 @@ def large() -> None:
     train(layer_of(40, 1500, 0.9, "l0"), 20)  # and columns
     train(layer_of(130, 70, 0.2, "joint"), 1030)  # more samples than a tile has
     train(layer_of(784, 1000, 0.1, "l0"), 128)  # a tile of the inputs in shared memory, above 48 KB
+    # Both gradients of the same loads, through L2 and from shared memory.
+    for dtype in DTYPES:
+        train(layer_of(300, 200, 0.5, "l0", dtype), 260, dtype)
+    train(layer_of(300, 200, 0.5, "joint"), 1100)
     rewire(layer_of(1500, 400, 0.3, "joint"))
 
 

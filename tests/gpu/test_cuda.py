@@ -16,6 +16,7 @@ import torch
 
 import dendnorm
 from dendnorm import SparseLinear
+from dendnorm.ops.library import cuda_plan
 
 ops = torch.ops.dendnorm
 NORMS = ("none", "l0", "l0-variable", "lp:2", "lp-variable:3", "weight_norm", "joint")
@@ -29,8 +30,9 @@ def step(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[tor
     return (y, *torch.autograd.grad(y, [x, *layer.parameters()], dy))
 
 
-def case(norm: str, batch: int, inputs: int = 300, outputs: int = 200, dtype: torch.dtype = torch.float32) -> tuple:
-    layer = SparseLinear(inputs, outputs, density=0.1, norm=norm, seed=0, dtype=dtype)
+def case(norm: str, batch: int, inputs: int = 300, outputs: int = 200, dtype: torch.dtype = torch.float32,
+         density: float = 0.1) -> tuple:  # fmt: skip
+    layer = SparseLinear(inputs, outputs, density=density, norm=norm, seed=0, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, inputs, generator=generator, dtype=dtype, device="cpu")
     dy = torch.randn(batch, outputs, generator=generator, dtype=dtype, device="cpu")
@@ -62,6 +64,18 @@ def test_16_bit_results_are_the_cpus(batch, half):
     for got, want in zip(step(*on_device(layer, x, dy)), expected, strict=True):
         size = want.abs().max().item() + 1e-30
         torch.testing.assert_close(got.cpu(), want, rtol=2e-2, atol=2e-2 * size)
+
+
+# Excitabilities: none, one that all neurons share, and one for each.
+@pytest.mark.parametrize("norm", ["none", "l0", "joint"])
+def test_gradients_of_the_same_loads_are_the_cpus(norm):
+    layer, x, dy = case(norm, 128, 200, 150, density=0.5)
+    # By the model's choice on a large device.
+    assert cuda_plan(200, 150, layer.nnz, 128)["weight gradient"]["kernel"] == "fused"
+    expected = step(layer, x.clone().requires_grad_(), dy)
+    for got, want in zip(step(*on_device(layer, x, dy)), expected, strict=True):
+        size = want.abs().max().item()
+        torch.testing.assert_close(got.cpu(), want, rtol=2e-4, atol=2e-4 * size)
 
 
 # Shapes that take the different kernels: few and many samples, narrow and wide, rows longer than a block.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ exec "$@"
 REFUSES = """#!/bin/sh
 echo "========= Error: Device not supported. Please refer to the documentation"
 exit 255
+"""
+FINDS = """#!/bin/sh
+echo "========= Invalid __global__ read of size 4 bytes"
+exit 9
 """
 
 
@@ -141,6 +146,52 @@ def test_a_benchmark_that_outlasts_its_limit_leaves_what_it_measured(machine):
     assert measured[0]["shape"]["in"] == 64
     assert len(measured) < len(shapes)
     assert steps["training"]["status"] == "passed", text
+
+
+def test_a_build_that_fails_is_told_with_the_compilers_words(machine):
+    def broken(step):
+        if step.name != "build":
+            return step
+        code = "import sys; print('traversal.cu(7): error: identifier is undefined'); sys.exit(1)"
+        return dataclasses.replace(step, command=[sys.executable, "-c", code])
+
+    machine.change = broken
+    code, steps, text = machine.run()
+    assert code == 1
+    assert steps["build"]["status"] == "failed"
+    assert "error: identifier is undefined" in text
+    assert {step["status"] for name, step in steps.items() if name != "build"} == {"skipped"}
+
+
+def test_faults_that_the_sanitizer_finds_are_failures(machine):
+    machine.use_sanitizer(FINDS)
+    code, steps, text = machine.run("build", "compute-sanitizer memcheck", "training")
+    assert code == 1
+    assert steps["compute-sanitizer memcheck"]["status"] == "failed"
+    assert "Invalid __global__ read" in text
+    assert steps["training"]["status"] == "passed", text
+
+
+def test_what_only_pictures_need_is_no_loss_to_the_benchmark(machine, tmp_path):
+    # As if matplotlib were not installed: for this process, and for those that it starts.
+    (tmp_path / "matplotlib.py").write_text(
+        "raise ModuleNotFoundError('No module named matplotlib', name='matplotlib')"
+    )
+    without = check.without
+    machine.patch.setattr(
+        check, "without", lambda *names: "not installed: matplotlib" if "matplotlib" in names else without(*names)
+    )
+
+    def hidden(step):
+        paths = os.pathsep.join([str(tmp_path), step.environment.get("PYTHONPATH", "")])
+        return dataclasses.replace(step, environment=step.environment | {"PYTHONPATH": paths})
+
+    machine.change = lambda step: hidden(step) if step.name == "benchmark" else step
+    code, steps, text = machine.run("build", "benchmark", "training")
+    assert code == 0, text
+    assert steps["benchmark"]["status"] == "passed", text
+    assert steps["benchmark"]["result"]["shapes"]
+    assert (steps["training"]["status"], steps["training"]["reason"]) == ("skipped", "not installed: matplotlib")
 
 
 def test_without_xdist_the_suite_runs_in_one_process(machine):
