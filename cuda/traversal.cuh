@@ -1,5 +1,4 @@
-// Sums over the segments of a compressed view, Y = S X: every segment's sum over its connections of value *
-// activations.
+// Y = S X for a compressed view S: every segment's sum over its connections of value * activations.
 //
 // A warp has a row and a tile of samples. `kLanes` lanes share a connection, each with 16 bytes of its neuron's
 // samples, so 32 / kLanes connections of the row are in work at once; their sums are added at the row's end. The
@@ -86,8 +85,7 @@ __device__ __forceinline__ void stage_connection(const Product<T>& p, u32 k, u32
   }
 }
 
-// What the loads of a warp's connections serve besides: nothing, or dot products with the lane's samples of the
-// segment.
+// What a warp's loads serve besides: nothing, or dot products with the lane's samples of the segment.
 struct Nothing {};
 template <class A, class T>
 struct LaneDots {
@@ -97,7 +95,7 @@ struct LaneDots {
   bool first;  // nothing lies in the parts yet
 };
 
-// Loads that each lane has in flight. Those of the other way from a slab are answered sooner, and registers are scarce.
+// Loads that each lane has in flight. With dot products from a slab fewer: it answers sooner, and registers are scarce.
 template <int kLanes, bool kSlab, class Besides>
 constexpr int kLoadsAtOnce = kSlab && !std::is_same_v<Besides, Nothing> ? 4 : loads_in_flight(kLanes);
 
