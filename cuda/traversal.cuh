@@ -40,10 +40,11 @@ __device__ __forceinline__ void copy_slab(const Product<T>& p, u32 sample, std::
 }
 
 // From activations of any strides: eight neurons and four samples at a time, whole 32-byte sectors of float32 in, no
-// bank twice out; up to eight loads of each thread are under way.
+// bank twice out. The four loads of each thread that are under way, 16 KB of a block, are as many as L2 wants; eight
+// cost registers that the loop lacks then.
 template <class A, class T, int kLanes>
 __device__ __forceinline__ void fill_slab(const Product<T>& p, u32 sample, std::byte* slab, int warp, int lane) {
-  constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer, kAtOnce = kTile >= 32 ? 8 : 4;
+  constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer;
   for (i64 first = warp * 8; first < p.neurons; first += kSlabWarps * 8) {
     const i64 n = first + lane % 8;
     if (n < p.neurons) {
@@ -51,15 +52,15 @@ __device__ __forceinline__ void fill_slab(const Product<T>& p, u32 sample, std::
       std::byte* to = slab + n * (kLanes * 16);
       const u32 swizzle = slab_swizzle<kLanes>(static_cast<u32>(n));
 #pragma unroll 1
-      for (int s = 0; s < kTile; s += 4 * kAtOnce) {
-        A got[kAtOnce];
+      for (int s = 0; s < kTile; s += 16) {
+        A got[4];
 #pragma unroll
-        for (int q = 0; q < kAtOnce; ++q) {
+        for (int q = 0; q < 4; ++q) {
           const int at = s + 4 * q + lane / 8;
           got[q] = at < kTile && sample + at < p.samples ? *reinterpret_cast<const A*>(from + at * p.x_sample) : A{};
         }
 #pragma unroll
-        for (int q = 0; q < kAtOnce; ++q) {
+        for (int q = 0; q < 4; ++q) {
           const int at = s + 4 * q + lane / 8;
           if (at < kTile) *reinterpret_cast<A*>(to + ((at / kPer ^ swizzle) * 16 + at % kPer * sizeof(A))) = got[q];
         }

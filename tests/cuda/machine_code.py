@@ -291,6 +291,19 @@ def table(kernels: list[Kernel]) -> str:
     return "\n".join(lines)
 
 
+def documented(kernels: list[Kernel]) -> str:
+    """The kernels with limits as docs/cuda.md shows them, in Markdown."""
+    lines = ["| kernel | registers | warps | local bytes | instructions per multiply-add | in all of the loop |"]
+    lines.append("|---" * 6 + "|")
+    for name, limit in LIMITS.items():
+        (kernel,) = (kernel for kernel in kernels if (kernel.name, kernel.architecture) == (name, "sm_90"))
+        assert kernel.loop is not None
+        lines.append(f"| {limit.title} | {kernel.registers} | {kernel.warps} | {kernel.stack + kernel.local} | "
+                     f"{kernel.loop.instructions / kernel.loop.fma:.2f} | "
+                     f"{kernel.loop.whole / kernel.loop.whole_fma:.2f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path", type=Path)
