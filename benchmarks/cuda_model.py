@@ -1,4 +1,5 @@
-"""What a training step should take on an H100 and an H200, by calculation: the table of docs/cuda.md.
+"""What a training step should take on an H100 and an H200, and from which density on a dense one takes less, by
+calculation: the tables of docs/cuda.md.
 
     python benchmarks/cuda_model.py
 
@@ -22,6 +23,10 @@ LAUNCHES, LAUNCH = 6, 2.5e-6
 DENSE, SHARE = {"fp32": 67e12, "TF32": 495e12, "bf16": 989e12}, 0.75
 
 
+LAYERS = [(1024, 128), (2048, 256), (4096, 1024)]  # square ones, and the batch
+PRECISIONS = {"fp32": {"element": 4}, "TF32": {"element": 4, "tf32": True}, "bf16, fp16": {"element": 2}}
+
+
 def microseconds(inputs: int, outputs: int, batch: int, density: float) -> list[float]:
     """Sparse on each device, and dense in each precision."""
     connections = round(inputs * outputs * density)
@@ -43,5 +48,27 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def crossover(neurons: int, batch: int, **precision: int) -> float:
+    """The density from which on the model expects the three products to take less time as dense ones."""
+    low, high = 1e-4, 1.0
+    while high / low > 1.001:
+        density = (low * high) ** 0.5
+        plan = cuda_plan(neurons, neurons, round(density * neurons**2), batch, **precision).values()
+        if sum(product["dense_seconds"] for product in plan) < sum(product["seconds"] for product in plan):
+            high = density
+        else:
+            low = density
+    return high
+
+
+def table_of_crossovers() -> str:
+    """By layer and precision, as Markdown."""
+    lines = ["| layer | batch | " + " | ".join(PRECISIONS) + " |", "|---" * (2 + len(PRECISIONS)) + "|"]
+    for neurons, batch in LAYERS:
+        found = (f"{100 * crossover(neurons, batch, **precision):.2g} %" for precision in PRECISIONS.values())
+        lines.append(f"| {neurons} x {neurons} | {batch} | " + " | ".join(found) + " |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), table_of_crossovers(), sep="\n\n")

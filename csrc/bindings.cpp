@@ -38,23 +38,33 @@ py::dict described(const dendnorm::cuda::ProductChoice& choice) {
 
 // What the CUDA kernels would do, also where there are none.
 py::dict cuda_plan(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
-                   int element, int processors, std::int64_t shared_bytes, std::int64_t l2_bytes, double memory_rate) {
+                   int element, bool tf32, int processors, std::int64_t shared_bytes, std::int64_t l2_bytes,
+                   double memory_rate) {
   if (inputs < 1 || outputs < 1 || connections < 0 || samples < 1 || processors < 1) {
     throw py::value_error("cuda_plan: sizes must be positive");
   }
   if (element != 2 && element != 4 && element != 8) {
     throw py::value_error("cuda_plan: element must be 2, 4 or 8 bytes, got " + std::to_string(element));
   }
+  using dendnorm::cuda::Arithmetic;
+  const Arithmetic arithmetic = element == 8   ? Arithmetic::kFloat64
+                                : element == 2 ? Arithmetic::kSixteenBits
+                                : tf32         ? Arithmetic::kTF32
+                                               : Arithmetic::kFloat32;
   const dendnorm::cuda::StepPlan plan =
-      dendnorm::cuda::plan_step(inputs, outputs, connections, samples, element, element == 8 ? 8 : 4,
+      dendnorm::cuda::plan_step(inputs, outputs, connections, samples, element, element == 8 ? 8 : 4, arithmetic,
                                 {processors, shared_bytes, l2_bytes, memory_rate});
   py::dict result;
   result["forward"] = described(plan.forward);
-  result["input gradient"] = described(plan.input_gradient);
-  result["weight gradient"] = described(plan.weight_gradient);
-  result["weight gradient"]["kernel"] = "sampled";
+  result["input gradient"] = described(plan.columns.product);
+  result["weight gradient"] = described(plan.columns.gradient);
+  result["weight gradient"]["kernel"] = plan.columns.fused ? "fused" : "sampled";
   result["weight gradient"]["lanes"] =
-      dendnorm::cuda::covering_lanes(samples, element, dendnorm::cuda::kMaxGatherLanes);
+      plan.columns.fused ? plan.columns.product.lanes
+                         : dendnorm::cuda::covering_lanes(samples, element, dendnorm::cuda::kMaxGatherLanes);
+  result["forward"]["dense_seconds"] = plan.dense.forward;
+  result["input gradient"]["dense_seconds"] = plan.dense.input_gradient;
+  result["weight gradient"]["dense_seconds"] = plan.dense.weight_gradient;
   return result;
 }
 
@@ -152,8 +162,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("share_of", &dendnorm::share_of, "A share of a number, half to even.");
   m.def(
       "cuda_plan", &cuda_plan, py::arg("inputs"), py::arg("outputs"), py::arg("connections"), py::arg("samples"),
-      py::arg("element") = 4, py::arg("processors") = 132, py::arg("shared_bytes") = 227 << 10,
+      py::arg("element") = 4, py::arg("tf32") = false, py::arg("processors") = 132, py::arg("shared_bytes") = 227 << 10,
       py::arg("l2_bytes") = 50 << 20, py::arg("memory_rate") = 3.35e12,
       "Which CUDA kernels a training step takes on such a device (an H100 unless told), with how many lanes, and what "
-      "the cost model predicts for each: seconds, bytes of activations loaded, and the level they come from.");
+      "the cost model predicts for each: seconds, bytes of activations loaded, the level they come from, and seconds "
+      "as "
+      "a dense product.");
 }

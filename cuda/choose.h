@@ -5,8 +5,9 @@
 //     slab     activations in shared memory; one launch
 //     gather   activations packed feature-major, from L2
 //     each with every number of lanes that covers no more than the samples
-//   gradient of the values: always the sampled product over packed activations (sampled.cu)
-//   all products as a dense matrix product (csrc/ops/cuda.cpp)  from a density on that the caller gives
+//   gradient of the values: the sampled product over packed activations (sampled.cu), or in one pass with dX, which
+//     then loads for both (fused.cu)
+//   each of the three as a dense matrix product (csrc/ops/cuda.cpp)  where the rule for them (DenseRule) allows it
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,9 @@ namespace dendnorm::cuda {
 
 constexpr int kSlabWarps = 32;  // of a block; those of the gathering kernel are kWarps
 constexpr int kMaxGatherLanes = 32, kMaxSlabLanes = 8;
+// Of fused passes, which save loads and are for many samples; and parts of the gradient, for tiles of samples that go
+// on at once.
+constexpr int kMinFusedGatherLanes = 8, kMinFusedSlabLanes = 4, kMostParts = 8;
 
 struct ProductShape {
   std::int64_t samples, segments, neurons, connections;  // `neurons` of the activations that are read
@@ -25,6 +29,7 @@ struct ProductShape {
   int value;                                             // bytes of a value
   bool packed;                                           // the activations lie packed already
   bool permuted = false;                                 // the values lie in another order than the connections
+  bool gradient = false;                                 // the product is one of a fused pass
 };
 
 // Where activations are loaded from.
@@ -48,16 +53,52 @@ struct ProductChoice {
 
 ProductChoice choose_product(const ProductShape& shape, const Device& device);
 
-// Of the gradient of the values; `neurons` of dY, `segments` of x.
+// Parts of the gradient that a fused pass leaves.
+std::int64_t gradient_parts(const ProductShape& shape, const ProductChoice& choice);
+
+// dX and the gradient of the values, one after the other or fused; then `gradient` costs nothing by itself.
+struct ColumnsChoice {
+  ProductChoice product{};
+  Cost gradient{};
+  bool fused = false;
+};
+ColumnsChoice choose_columns(const ProductShape& shape, const Device& device);
+
+// Of the gradient of the values by itself; `neurons` of dY, `segments` of x.
 Cost sampled_cost(const ProductShape& shape, const Device& device);
+
+// What the dense matrix products are multiplied in.
+enum class Arithmetic { kFloat64, kFloat32, kTF32, kSixteenBits };
+
+// Seconds that the model predicts for the products as dense ones, with making the dense weight, which has the type of
+// the activations, and with taking the gradient of the connections out of that of every position.
+struct DenseCosts {
+  double forward, input_gradient, weight_gradient;
+};
 
 // A training step of batch-major activations, as the passes ask for it (passes.cu).
 struct StepPlan {
-  ProductChoice forward, input_gradient;
-  Cost weight_gradient;
+  ProductChoice forward;
+  ColumnsChoice columns;
+  DenseCosts dense;
 };
 DENDNORM_VISIBLE StepPlan plan_step(std::int64_t inputs, std::int64_t outputs, std::int64_t connections,
-                                    std::int64_t samples, int element, int value, const Device& device);
+                                    std::int64_t samples, int element, int value, Arithmetic arithmetic,
+                                    const Device& device);
+
+// Where products may be dense ones, in which absent connections are multiplied like zeros: from this density on, and of
+// those the model's choice where it is asked.
+struct DenseRule {
+  double density = 1;
+  bool asks_model = true;
+};
+
+struct DenseChoice {
+  bool forward, input_gradient, weight_gradient;
+};
+
+DenseChoice choose_dense(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, std::int64_t samples,
+                         int element, int value, Arithmetic arithmetic, const DenseRule& rule, const Device& device);
 
 // The fewest lanes, a power of 2, whose 16-byte pieces cover the samples.
 inline int covering_lanes(std::int64_t samples, int element, int most) {
@@ -89,12 +130,6 @@ constexpr std::int64_t product_shared_bytes(bool slab, int lanes, int element, i
 // 32-byte sector for every tile of samples.
 inline bool permutes_values(const ProductShape& s, int lanes) {
   return divided_up(s.samples, lanes * (16 / s.element)) > 2;
-}
-
-// Whether a product is left to the dense matrix product, where absent connections are multiplied like zeros.
-inline bool prefers_dense(std::int64_t inputs, std::int64_t outputs, std::int64_t connections, double threshold) {
-  const double cells = static_cast<double>(inputs) * static_cast<double>(outputs);
-  return cells > 0 && static_cast<double>(connections) >= threshold * cells;
 }
 
 }  // namespace dendnorm::cuda

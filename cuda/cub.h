@@ -13,8 +13,11 @@ namespace dendnorm::cuda {
 
 constexpr std::int64_t kMaxSorted = 0x7fffffff;
 
-inline cudaError_t check_sorted(std::int64_t count) {
-  return count >= 0 && count <= kMaxSorted ? cudaSuccess : cudaErrorInvalidValue;
+// Before CUB is called. It returns CUDA's last error, which may be one that somebody else left: that is forgotten here.
+inline cudaError_t begin_sort(std::int64_t count) {
+  if (count < 0 || count > kMaxSorted) return cudaErrorInvalidValue;
+  cudaGetLastError();
+  return cudaSuccess;
 }
 
 // Sorts ascending by the lowest `bits` bits; the others must be 0.

@@ -58,12 +58,13 @@ template <class T>
 struct Columns {
   std::int64_t samples, inputs, outputs, connections;
   Activations dy;
-  Activations x;   // read where `gradient` is wanted
+  Activations x;   // read where `gradient` is wanted, unless it is taken from dense_gradient
   Activations dx;  // data null: not wanted
   View columns;
   const T* values;            // read where dx or dots is wanted
   const Factor<T>* factors;   // (M,), null: 1
   T* gradient;                // (nnz,), null: not wanted
+  const T* dense_gradient;    // (N, M): G of every position, connected or not; null: made of dy and x
   bool finish;                // multiply G by the factor of its row, which makes it dV where b = 0
   const double* dot_weights;  // (M,), null: not wanted; needs gradient
   double* dots;               // (dot_parts(connections),): parts of sum_k dot_weights[row_k] G_k v_k, before `finish`
@@ -94,27 +95,34 @@ struct Layer {
   Norm norm;
 };
 
-// e_i / D_i (rows,), and 1 / D_i (rows,) where inverse_d is not null. Either may be null.
+// e_i / D_i, 1 / D_i and what else the rows' values tell, (rows,) each. Any may be null.
 template <class T>
-cudaError_t row_factors(const Layer<T>& layer, Factor<T>* factors, double* inverse_d, cudaStream_t stream);
+cudaError_t row_factors(const Layer<T>& layer, Factor<T>* factors, double* inverse_d, Row* rows, cudaStream_t stream);
 
 // w_k = (e / D)[row] v_k in the order of v; the same bits as on the CPU wherever `power` needs no pow.
 template <class T>
 cudaError_t effective_weight(const Layer<T>& layer, T* w, cudaStream_t stream);
 
-// In: gradient = dC/dw, in the order of v. Out: dv = dC/dv (may be `gradient` itself, or null) and de (rows,), the part
-// of every row in dC/de (or null).
+// Where dC/de goes, row by row (rows,): as it is, or as parts of a sum. Either may be null.
 template <class T>
-cudaError_t norm_gradient(const Layer<T>& layer, const T* gradient, T* dv, double* de, cudaStream_t stream);
+struct RowGradients {
+  T* each = nullptr;
+  double* parts = nullptr;
+};
 
-// result[i] = parts[i] for per_row, else result[0] = sum of parts[0 .. count), 0 for none.
+// In: gradient = dC/dw, in the order of v; rows as row_factors left them, or null. Out: dv = dC/dv (may be `gradient`
+// itself, or null) and de.
 template <class T>
-cudaError_t excitability_gradient(const double* parts, std::int64_t count, bool per_row, T* result,
-                                  cudaStream_t stream);
+cudaError_t norm_gradient(const Layer<T>& layer, const T* gradient, const Row* rows, T* dv, const RowGradients<T>& de,
+                          cudaStream_t stream);
 
-// The effective weights as a dense row-major (rows, inputs) matrix.
+// *result = sum of parts[0 .. count), 0 for none.
 template <class T>
-cudaError_t dense_weight(const Layer<T>& layer, const Factor<T>* factors, std::int64_t inputs, T* dense,
+cudaError_t add_parts(const double* parts, std::int64_t count, T* result, cudaStream_t stream);
+
+// The effective weights as a dense row-major (rows, inputs) matrix of `type`, which is T's or, with float, has 16 bits.
+template <class T>
+cudaError_t dense_weight(const Layer<T>& layer, const Factor<T>* factors, std::int64_t inputs, Type type, void* dense,
                          cudaStream_t stream);
 
 }  // namespace dendnorm::cuda

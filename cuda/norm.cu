@@ -103,14 +103,23 @@ __global__ void __launch_bounds__(kThreads) counted_factors_kernel(const Counted
   if (row < rows) write_counted(counted, row);
 }
 
+// Of a layer, to whoever asks for it.
+template <class T>
+struct Measured {
+  Factor<T>* factors;
+  double* inverse_d;
+  Row* rows;
+};
+
 template <class T, int kSize>
-__global__ void __launch_bounds__(kThreads)
-    measured_factors_kernel(const Layer<T> layer, Factor<T>* factors, double* inverses) {
+__global__ void __launch_bounds__(kThreads) measured_factors_kernel(const Layer<T> layer, const Measured<T> to) {
   const i64 row = team_row<kSize>();
   if (row >= layer.rows) return;
   const SharedRow<T, kSize> values = shared_row<T, kSize>(layer, row);
   const Row measured = measure_row(layer.norm, values.count, values);
-  if (values.team.rank == 0) write_factor(layer.excitability, row, measured.inverse_d, factors, inverses);
+  if (values.team.rank != 0) return;
+  write_factor(layer.excitability, row, measured.inverse_d, to.factors, to.inverse_d);
+  if (to.rows != nullptr) to.rows[row] = measured;
 }
 
 template <class T>
@@ -127,21 +136,25 @@ __global__ void __launch_bounds__(kThreads) effective_weight_kernel(const Layer<
 
 template <class T, int kSize>
 __global__ void __launch_bounds__(kThreads)
-    norm_gradient_kernel(const Layer<T> layer, const T* gradient, T* dv, double* de) {
+    norm_gradient_kernel(const Layer<T> layer, const T* gradient, const Row* rows, T* dv, const RowGradients<T> de) {
   const i64 row = team_row<kSize>();
   if (row >= layer.rows) return;
   const Norm norm = layer.norm;
   const SharedRow<T, kSize> values = shared_row<T, kSize>(layer, row);
-  const Row measured = measure_row(norm, values.count, values);
+  const Row measured = rows != nullptr ? rows[row] : measure_row(norm, values.count, values);
   double pull = 0;  // with length 1 where b = 0: sum_j G_ij v_ij
-  if (de != nullptr || norm.b != 0) {
+  if (de.each != nullptr || de.parts != nullptr || norm.b != 0) {
     for (i64 k = values.team.rank; k < values.count; k += kSize) {
       pull += static_cast<double>(gradient[values.perm[k]]) * (values.at(k) / measured.length);
     }
     pull = values.team.sum(pull);
   }
   if (measured.inverse_d == 0) pull = 0;
-  if (de != nullptr && values.team.rank == 0) de[row] = excitability_gradient(measured, pull);
+  if (values.team.rank == 0) {
+    const double part = excitability_gradient(measured, pull);
+    if (de.each != nullptr) de.each[row] = static_cast<T>(part);
+    if (de.parts != nullptr) de.parts[row] = part;
+  }
   if (dv == nullptr) return;
   const double factor = factor_of(layer.excitability.of(row), measured.inverse_d);
   for (i64 k = values.team.rank; k < values.count; k += kSize) {
@@ -150,12 +163,6 @@ __global__ void __launch_bounds__(kThreads)
     if (norm.b != 0) g -= pulled(norm, measured, layer.values[at], pull);
     dv[at] = measured.inverse_d == 0 ? T(0) : static_cast<T>(factor * g);
   }
-}
-
-template <class T>
-__global__ void __launch_bounds__(kThreads) convert_kernel(const double* parts, i64 count, T* result) {
-  const i64 i = static_cast<i64>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < count) result[i] = static_cast<T>(parts[i]);
 }
 
 template <class T>
@@ -168,16 +175,16 @@ __global__ void __launch_bounds__(1024) total_kernel(const double* parts, i64 co
 }
 
 // A block has a row: zeros first, then what is there.
-template <class T>
+template <class A, class T>
 __global__ void __launch_bounds__(kThreads)
-    dense_weight_kernel(const Layer<T> layer, const Factor<T>* factors, i64 inputs, T* dense) {
+    dense_weight_kernel(const Layer<T> layer, const Factor<T>* factors, i64 inputs, A* dense) {
   const i64 row = blockIdx.x;
-  T* to = dense + row * inputs;
-  for (i64 j = threadIdx.x; j < inputs; j += kThreads) to[j] = 0;
+  A* to = dense + row * inputs;
+  for (i64 j = threadIdx.x; j < inputs; j += kThreads) to[j] = A{};
   __syncthreads();
   const Factor<T> factor = factors != nullptr ? factors[row] : Factor<T>{1, 1};
   for (i32 k = layer.view.start[row] + static_cast<i32>(threadIdx.x); k < layer.view.start[row + 1]; k += kThreads) {
-    to[layer.view.index[k]] = layer.values[layer.view.perm[k]] * factor.first * factor.second;
+    to[layer.view.index[k]] = write_as<A>(layer.values[layer.view.perm[k]] * factor.first * factor.second);
   }
 }
 
@@ -197,15 +204,16 @@ bool has_long_rows(const Layer<T>& layer) {
 }  // namespace
 
 template <class T>
-cudaError_t row_factors(const Layer<T>& layer, Factor<T>* factors, double* inverse_d, cudaStream_t stream) {
-  if (layer.norm.b == 0) {
+cudaError_t row_factors(const Layer<T>& layer, Factor<T>* factors, double* inverse_d, Row* rows, cudaStream_t stream) {
+  if (layer.norm.b == 0 && rows == nullptr) {
     const Counted<T> counted{layer.view.start, layer.excitability, layer.norm.a, factors, inverse_d};
     return launch_rows(counted_factors_kernel<T>, layer.rows, kThreads, stream, counted, layer.rows);
   }
+  const Measured<T> to{factors, inverse_d, rows};
   if (has_long_rows(layer)) {
-    return launch_rows(measured_factors_kernel<T, kThreads>, layer.rows, 1, stream, layer, factors, inverse_d);
+    return launch_rows(measured_factors_kernel<T, kThreads>, layer.rows, 1, stream, layer, to);
   }
-  return launch_rows(measured_factors_kernel<T, 32>, layer.rows, kThreads / 32, stream, layer, factors, inverse_d);
+  return launch_rows(measured_factors_kernel<T, 32>, layer.rows, kThreads / 32, stream, layer, to);
 }
 
 template <class T>
@@ -214,32 +222,35 @@ cudaError_t effective_weight(const Layer<T>& layer, T* w, cudaStream_t stream) {
 }
 
 template <class T>
-cudaError_t norm_gradient(const Layer<T>& layer, const T* gradient, T* dv, double* de, cudaStream_t stream) {
+cudaError_t norm_gradient(const Layer<T>& layer, const T* gradient, const Row* rows, T* dv, const RowGradients<T>& de,
+                          cudaStream_t stream) {
   if (has_long_rows(layer)) {
-    return launch_rows(norm_gradient_kernel<T, kThreads>, layer.rows, 1, stream, layer, gradient, dv, de);
+    return launch_rows(norm_gradient_kernel<T, kThreads>, layer.rows, 1, stream, layer, gradient, rows, dv, de);
   }
-  return launch_rows(norm_gradient_kernel<T, 32>, layer.rows, kThreads / 32, stream, layer, gradient, dv, de);
+  return launch_rows(norm_gradient_kernel<T, 32>, layer.rows, kThreads / 32, stream, layer, gradient, rows, dv, de);
 }
 
 template <class T>
-cudaError_t excitability_gradient(const double* parts, std::int64_t count, bool per_row, T* result,
-                                  cudaStream_t stream) {
-  if (per_row) return launch_rows(convert_kernel<T>, count, kThreads, stream, parts, count, result);
+cudaError_t add_parts(const double* parts, std::int64_t count, T* result, cudaStream_t stream) {
   return launch_kernel(total_kernel<T>, dim3(1), dim3(1024), 32 * sizeof(double), stream, parts, count, result);
 }
 
 template <class T>
-cudaError_t dense_weight(const Layer<T>& layer, const Factor<T>* factors, std::int64_t inputs, T* dense,
+cudaError_t dense_weight(const Layer<T>& layer, const Factor<T>* factors, std::int64_t inputs, Type type, void* dense,
                          cudaStream_t stream) {
-  return launch_rows(dense_weight_kernel<T>, layer.rows, 1, stream, layer, factors, inputs, dense);
+  return with_type<T>(type, [&](auto a) {
+    using A = decltype(a);
+    return launch_rows(dense_weight_kernel<A, T>, layer.rows, 1, stream, layer, factors, inputs,
+                       static_cast<A*>(dense));
+  });
 }
 
-#define DENDNORM_INSTANTIATE(T)                                                                    \
-  template cudaError_t row_factors(const Layer<T>&, Factor<T>*, double*, cudaStream_t);            \
-  template cudaError_t effective_weight(const Layer<T>&, T*, cudaStream_t);                        \
-  template cudaError_t norm_gradient(const Layer<T>&, const T*, T*, double*, cudaStream_t);        \
-  template cudaError_t excitability_gradient(const double*, std::int64_t, bool, T*, cudaStream_t); \
-  template cudaError_t dense_weight(const Layer<T>&, const Factor<T>*, std::int64_t, T*, cudaStream_t);
+#define DENDNORM_INSTANTIATE(T)                                                                                        \
+  template cudaError_t row_factors(const Layer<T>&, Factor<T>*, double*, Row*, cudaStream_t);                          \
+  template cudaError_t effective_weight(const Layer<T>&, T*, cudaStream_t);                                            \
+  template cudaError_t norm_gradient(const Layer<T>&, const T*, const Row*, T*, const RowGradients<T>&, cudaStream_t); \
+  template cudaError_t add_parts(const double*, std::int64_t, T*, cudaStream_t);                                       \
+  template cudaError_t dense_weight(const Layer<T>&, const Factor<T>*, std::int64_t, Type, void*, cudaStream_t);
 DENDNORM_INSTANTIATE(float)
 DENDNORM_INSTANTIATE(double)
 #undef DENDNORM_INSTANTIATE

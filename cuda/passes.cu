@@ -104,18 +104,22 @@ ForwardPlan<T> plan_forward(const Forward<T>& f, const Device& device) {
 
 // ---- One pass over the columns ----
 
+template <class T>
 struct ColumnsPlan {
   ProductChoice choice;
   bool gathers;  // anything that reads packed dY
+  bool fused;
   Packed dy, x;
+  std::int64_t part_count;
+  T* parts;  // of the gradient, where it is fused
   std::size_t bytes;
 };
 
 template <class T>
-ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
-  ColumnsPlan plan{};
+ColumnsPlan<T> plan_columns(const Columns<T>& c, const Device& device) {
+  ColumnsPlan<T> plan{};
   Workspace workspace(c.workspace);
-  const bool gradient = c.gradient != nullptr, product = c.dx.data != nullptr;
+  const bool gradient = c.gradient != nullptr && c.dense_gradient == nullptr, product = c.dx.data != nullptr;
   const bool sums = c.bias_gradient != nullptr && (c.dy.feature_major || c.samples > kFewSamples);
   const ProductShape shape{c.samples,
                            c.inputs,
@@ -124,10 +128,23 @@ ColumnsPlan plan_columns(const Columns<T>& c, const Device& device) {
                            element_of(c.dy.type),
                            sizeof(T),
                            gradient || sums || is_packed(c.dy, c.samples)};
-  if (product && !is_empty(c.samples, c.inputs)) plan.choice = choose_product(shape, device);
+  if (product && !is_empty(c.samples, c.inputs)) {
+    ColumnsChoice both;
+    if (gradient) {
+      both = choose_columns(shape, device);
+    } else {
+      both.product = choose_product(shape, device);
+    }
+    plan.choice = both.product;
+    plan.fused = both.fused;
+  }
   plan.gathers = gradient || sums || (product && !plan.choice.slab);
   if (plan.gathers) plan.dy = packed(c.dy, c.samples, c.outputs, workspace);
   if (gradient) plan.x = packed(c.x, c.samples, c.inputs, workspace);
+  if (plan.fused) {
+    plan.part_count = gradient_parts(shape, plan.choice);
+    plan.parts = workspace.take<T>(plan.part_count * c.connections);
+  }
   plan.bytes = workspace.bytes();
   return plan;
 }
@@ -150,6 +167,7 @@ cudaError_t forward(const Forward<T>& f, const Device& device, cudaStream_t stre
   p.x = plan.choice.slab ? x.data : plan.x.data;
   p.x_neuron = plan.choice.slab ? x.neuron : plan.x.pitch;
   p.x_sample = x.sample;
+  p.packed = plan.shape.packed || !plan.choice.slab;
   p.row_factors = f.factors;
   p.bias = f.bias;
   if (plan.permute) {
@@ -169,7 +187,7 @@ std::size_t columns_workspace(const Columns<T>& c, const Device& device) {
 
 template <class T>
 cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stream) {
-  const ColumnsPlan plan = plan_columns(c, device);
+  const ColumnsPlan<T> plan = plan_columns(c, device);
   const Strided dy = strided(c.dy), dx = strided(c.dx);
   Preparation<T> preparation{c.samples, {plan.dy.packing, plan.x.packing}, c.counted, c.outputs, {}};
   const bool few = !c.dy.feature_major && c.samples <= kFewSamples;
@@ -184,8 +202,14 @@ cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stre
     p.x = plan.gathers ? plan.dy.data : dy.data;
     p.x_neuron = plan.gathers ? plan.dy.pitch : dy.neuron;
     p.x_sample = plan.gathers ? element_of(c.dy.type) : dy.sample;
+    p.packed = plan.gathers || is_packed(c.dy, c.samples);
     p.entry_factors = c.factors;
-    DENDNORM_CUDA_TRY(launch_product(p, plan.choice, c.dy.type, stream));
+    if (plan.fused) {
+      const SharedLoads<T> loads{plan.x.data, plan.x.pitch, static_cast<std::uint32_t>(c.connections), plan.parts};
+      DENDNORM_CUDA_TRY(launch_fused(p, loads, plan.choice, c.dy.type, stream));
+    } else {
+      DENDNORM_CUDA_TRY(launch_product(p, plan.choice, c.dy.type, stream));
+    }
   }
   if (c.gradient == nullptr) return cudaSuccess;
   Sampled<T> s{};
@@ -202,6 +226,8 @@ cudaError_t columns(const Columns<T>& c, const Device& device, cudaStream_t stre
   s.dot_weights = c.dot_weights;
   s.dots = c.dots;
   s.gradient = c.gradient;
+  if (c.dense_gradient != nullptr) return launch_gathered(s, c.dense_gradient, c.outputs, stream);
+  if (plan.fused) return launch_added(s, plan.parts, static_cast<std::uint32_t>(plan.part_count), stream);
   return launch_sampled(s, c.dy.type, stream);
 }
 

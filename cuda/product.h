@@ -16,6 +16,7 @@ struct Product {
   std::uint32_t samples, segments, neurons;  // `neurons` of x
   const std::byte* x;
   std::int64_t x_neuron, x_sample;  // bytes from one neuron, and from one sample, to the next
+  bool packed;                      // x is, see launch_product; gathering reads no other
   View view;
   const T* values;
   const Factor<T>* entry_factors;  // by index, null: 1
@@ -27,11 +28,25 @@ struct Product {
   std::uint32_t rows_per_block, long_row;
 };
 
-// A slab takes x of any strides. What is gathered is packed: 16-byte aligned, x_sample is one element, x_neuron a
-// multiple of 16, and whole 16-byte pieces of samples. How rows are shared is
-// taken from the choice.
+// Packed is: 16-byte aligned, x_sample is one element, x_neuron a multiple of 16, and whole 16-byte pieces of samples.
+// What is gathered must be; a slab takes x of any strides. How rows are shared is taken from the choice.
 template <class T>
 cudaError_t launch_product(Product<T> product, const ProductChoice& choice, Type type, cudaStream_t stream);
+
+// What a product can make of the activations that it loads: for every connection k their dot product with those of its
+// segment, in parts[t * connections + k] for parts t of the tiles of samples.
+template <class T>
+struct SharedLoads {
+  const std::byte* own;     // packed activations of the segments
+  std::int64_t own_neuron;  // bytes
+  std::uint32_t connections;
+  T* parts;
+};
+
+// Both at once; the choice is one for shapes with `gradient`. What is multiplied is packed.
+template <class T>
+cudaError_t launch_fused(Product<T> product, const SharedLoads<T>& shared, const ProductChoice& choice, Type type,
+                         cudaStream_t stream);
 
 // G_k = sum over the samples of dy[., index_k] x[., segment of k], both packed.
 template <class T>
@@ -54,6 +69,14 @@ DENDNORM_HD constexpr std::int64_t dot_part_count(std::int64_t connections) {
 
 template <class T>
 cudaError_t launch_sampled(const Sampled<T>& sampled, Type type, cudaStream_t stream);
+
+// The same from G of every position, dense[segment * outputs + index]; dy and x are not read.
+template <class T>
+cudaError_t launch_gathered(const Sampled<T>& sampled, const T* dense, std::int64_t outputs, cudaStream_t stream);
+
+// The same from the sums of `count` parts, parts[t * connections + k].
+template <class T>
+cudaError_t launch_added(const Sampled<T>& sampled, const T* parts, std::uint32_t count, cudaStream_t stream);
 
 // Copies a (samples, neurons) matrix of any strides to `to`, feature-major with `pitch` bytes between neurons, and
 // zeros after the last sample.

@@ -5,6 +5,7 @@
 // registers through all tiles of samples. X's piece is loaded once for a block of connections in one column. At the end
 // the lanes that share exchange halves of their sums until each has whole ones.
 #include "cuda/choose.h"
+#include "cuda/dots.cuh"
 #include "cuda/product.h"
 #include "cuda/segments.cuh"
 #include "cuda/types.cuh"
@@ -13,16 +14,6 @@ namespace dendnorm::cuda {
 namespace {
 
 DENDNORM_HD constexpr int own_connections(int lanes) { return lanes >= 16 ? 16 : lanes == 8 ? 8 : 4; }
-
-template <class A, class T>
-__device__ __forceinline__ T dot(const Piece<A>& a, const Piece<A>& b, T sum) {
-  T x[Piece<A>::kCount], y[Piece<A>::kCount];
-  a.unpack(x);
-  b.unpack(y);
-#pragma unroll
-  for (int i = 0; i < Piece<A>::kCount; ++i) sum = multiply_add(x[i], y[i], sum);
-  return sum;
-}
 
 // Connections of a lane whose loads are in flight together, as many as registers allow.
 DENDNORM_HD constexpr int block_connections(int lanes, int element) {
@@ -69,26 +60,6 @@ __device__ __forceinline__ void add_mixed(const std::byte* dy, u32 dy_stride, co
   for (int u = 0; u < 4; ++u) sum[u] = dot(pieces[u], others[u], sum[u]);
 }
 
-// One step of the exchange between lanes `kStep` apart, of `kHeld` sums each; returns the lane's first of those kept.
-template <int kStep, int kHeld, class T, int kOwn>
-__device__ __forceinline__ int exchange(T (&sum)[kOwn], int lane) {
-  if constexpr (kStep == 0) {
-    return 0;
-  } else if constexpr (kHeld == 1) {
-    sum[0] += __shfl_xor_sync(kFullMask, sum[0], kStep);
-    return exchange<kStep / 2, 1>(sum, lane);
-  } else {
-    constexpr int kHalf = kHeld / 2;
-    const bool upper = (lane & kStep) != 0;
-#pragma unroll
-    for (int i = 0; i < kHalf; ++i) {
-      const T given = upper ? sum[i] : sum[i + kHalf], kept = upper ? sum[i + kHalf] : sum[i];
-      sum[i] = kept + __shfl_xor_sync(kFullMask, given, kStep);
-    }
-    return (upper ? kHalf : 0) + exchange<kStep / 2, kHalf>(sum, lane);
-  }
-}
-
 // What is left of a connection when its sum is whole; returns its part of the dot product.
 template <class T>
 __device__ __forceinline__ double finish(const Sampled<T>& s, u32 k, u32 row, T g) {
@@ -107,8 +78,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 3) sampled_kern
   constexpr int kPer = Piece<A>::kCount, kTile = kLanes * kPer, kAtOnce = 32 / kLanes;
   constexpr int kOwn = own_connections(kLanes), kRun = kOwn * kAtOnce;
   constexpr int kBlock = block_connections(kLanes, sizeof(A));
-  constexpr int kHeld = kOwn > kLanes ? kOwn / kLanes : 1;     // whole sums that a lane ends with
-  constexpr int kSharing = kLanes > kOwn ? kLanes / kOwn : 1;  // lanes that end with the same one
+  constexpr int kHeld = held_sums(kLanes, kOwn), kSharing = holding_lanes(kLanes, kOwn);
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   u32* rows = shared_memory<u32>() + warp * 2 * kRun;
   u32* columns = rows + kRun;
@@ -182,12 +152,46 @@ __global__ void __launch_bounds__(kThreads, sizeof(A) == 8 ? 2 : 3) sampled_kern
   }
 }
 
+// G as it lies there: of every position, or in parts that are added up in order. A thread has a connection, and a block
+// a part of the dot product.
+template <class T, bool kDense>
+__global__ void __launch_bounds__(kDotPart) found_kernel(const Sampled<T> s, const T* from, i64 outputs, u32 parts) {
+  double* sums = shared_memory<double>();
+  const int thread = static_cast<int>(threadIdx.x);
+  const u32 k = blockIdx.x * static_cast<u32>(kDotPart) + threadIdx.x;
+  double part = 0;
+  if (k < s.connections) {
+    const u32 row = static_cast<u32>(__ldg(s.view.index + k));
+    T g;
+    if constexpr (kDense) {
+      g = __ldg(from + static_cast<i64>(segment_of(s.view.start, s.segments, k)) * outputs + row);
+    } else {
+      g = __ldg(from + k);
+      for (u32 t = 1; t < parts; ++t) g += __ldg(from + static_cast<i64>(t) * s.connections + k);
+    }
+    part = finish(s, k, row, g);
+  }
+  if (s.dot_weights == nullptr) return;
+  part = warp_sum(part);
+  if (thread % 32 == 0) sums[thread / 32] = part;
+  __syncthreads();
+  if (thread == 0) s.dots[blockIdx.x] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 template <class A, class T, int kLanes>
 cudaError_t launch(const Sampled<T>& s, cudaStream_t stream) {
   constexpr int kRun = own_connections(kLanes) * (32 / kLanes);
   const dim3 grid(static_cast<unsigned>(divided_up(s.connections, kWarps * kRun)));
   return launch_kernel(sampled_kernel<A, T, kLanes>, grid, dim3(kThreads),
                        kWarps * (2 * kRun * sizeof(u32) + sizeof(double)), stream, s);
+}
+
+template <class T, bool kDense>
+cudaError_t launch_found(const Sampled<T>& s, const T* from, i64 outputs, u32 parts, cudaStream_t stream) {
+  static_assert(kDotPart == 4 * 32);
+  if (s.connections == 0) return cudaSuccess;
+  return launch_kernel(found_kernel<T, kDense>, dim3(static_cast<unsigned>(dot_part_count(s.connections))),
+                       dim3(kDotPart), 4 * sizeof(double), stream, s, from, outputs, parts);
 }
 
 }  // namespace
@@ -202,7 +206,21 @@ cudaError_t launch_sampled(const Sampled<T>& s, Type type, cudaStream_t stream) 
   });
 }
 
+template <class T>
+cudaError_t launch_gathered(const Sampled<T>& s, const T* dense, i64 outputs, cudaStream_t stream) {
+  return launch_found<T, true>(s, dense, outputs, 0, stream);
+}
+
+template <class T>
+cudaError_t launch_added(const Sampled<T>& s, const T* parts, u32 count, cudaStream_t stream) {
+  return launch_found<T, false>(s, parts, 0, count, stream);
+}
+
 template cudaError_t launch_sampled(const Sampled<float>&, Type, cudaStream_t);
 template cudaError_t launch_sampled(const Sampled<double>&, Type, cudaStream_t);
+template cudaError_t launch_gathered(const Sampled<float>&, const float*, i64, cudaStream_t);
+template cudaError_t launch_gathered(const Sampled<double>&, const double*, i64, cudaStream_t);
+template cudaError_t launch_added(const Sampled<float>&, const float*, u32, cudaStream_t);
+template cudaError_t launch_added(const Sampled<double>&, const double*, u32, cudaStream_t);
 
 }  // namespace dendnorm::cuda

@@ -106,11 +106,11 @@ auto with_type(Type type, F f) {
   }
 }
 
-// f(kLanes) for the number of lanes that a host chose, a power of 2 up to kMost, as a constant.
-template <int kMost, class F>
+// f(kLanes) for the number of lanes that a host chose, a power of 2 from kLeast to kMost, as a constant.
+template <int kMost, int kLeast = 1, class F>
 auto with_lanes(int lanes, F f) {
-  if constexpr (kMost > 1) {
-    if (lanes < kMost) return with_lanes<kMost / 2>(lanes, f);
+  if constexpr (kMost > kLeast) {
+    if (lanes < kMost) return with_lanes<kMost / 2, kLeast>(lanes, f);
   }
   return f(std::integral_constant<int, kMost>{});
 }

@@ -86,7 +86,13 @@ def aarch64(build: Path) -> tuple[bool, Path] | None:
 
 # On the processor a device is slow: what the glue does, a few generated cases of each kind, and of tests that differ by
 # the norm alone three.
-GLUE = ("tests/cuda/glue/test_glue.py", "tests/gpu", "-k", "not captured_graph or none or l0] or joint")
+GLUE = (
+    "tests/cuda/glue/test_glue.py",
+    "tests/cuda/glue/test_rehearsal.py",
+    "tests/gpu",
+    "-k",
+    "not captured_graph or none or l0] or joint",
+)
 GLUE_SUITE = (
     *(f"tests/python/test_{name}.py" for name in ("oracle", "gradients", "rewire_faults", "errors")),
     "-k", "not deferring_changes_nothing and not missing_build and not (nan_stops_the_whole_step and not layers) "

@@ -190,18 +190,23 @@ struct Backend {
 
 }  // namespace
 
-Tensor sparse_linear_on_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
-                            const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
-                            Tensor& rows) {
+namespace {
+
+Tensor forward_that_keeps(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm, Tensor& rows) {
   return LayerOps<Backend>::forward(input, weight, bias, excitability, pattern, norm, &rows);
 }
 
-Tensor4 sparse_linear_backward_on_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                      const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
-                                      std::array<bool, 4> mask, const Tensor& rows) {
+Tensor4 backward_with_kept(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                           const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                           std::array<bool, 4> mask, const Tensor& rows) {
   RECORD_FUNCTION("dendnorm::sparse_linear_backward", c10::ArrayRef<const c10::IValue>{});
   return LayerOps<Backend>::backward(grad_output, input, weight, excitability, pattern, norm, mask, rows);
 }
+
+}  // namespace
+
+RowKeeper keeps_on_cpu{forward_that_keeps, backward_with_kept}, keeps_on_cuda;
 
 TORCH_LIBRARY_IMPL(dendnorm, CPU, m) { LayerOps<Backend>::register_in(m); }
 

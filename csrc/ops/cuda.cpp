@@ -1,8 +1,10 @@
 // Hands tensors to cuda/.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
+#include <ATen/record_function.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <torch/library.h>
@@ -14,6 +16,7 @@
 
 #include "cuda/choose.h"
 #include "cuda/kernels.h"
+#include "ops/kept_rows.h"
 #include "ops/layer_ops.h"
 #include "ops/on_cuda.h"
 
@@ -33,21 +36,36 @@ void check_samples(std::int64_t samples) {
               " samples in one call, got ", samples);
 }
 
-// From which density on the products are left to cuBLAS. 1, the default, is where it makes no difference to what is
-// computed: with absent connections a dense product multiplies their zeros with the activations, and 0 * inf is NaN.
-// DENDNORM_CUDA_DENSE names another density, or "off", which also saves the memory of the dense matrix.
-double dense_threshold() {
-  static const double threshold = [] {
+// Where products are left to cuBLAS: by default where every position is connected and the cost model expects it to be
+// faster. Below that density absent connections are multiplied like zeros, and 0 * inf is NaN; so that is asked for by
+// the environment variable DENDNORM_CUDA_DENSE: a density from which on products are dense, whatever the model says,
+// "auto", which leaves all densities to the model, or "off", which also saves the memory of the dense matrices.
+const cuda::DenseRule& dense_rule() {
+  static const cuda::DenseRule rule = [] {
     const char* text = std::getenv("DENDNORM_CUDA_DENSE");
-    if (text == nullptr || *text == '\0') return 1.0;
-    if (std::string_view(text) == "off") return 2.0;
+    if (text == nullptr || *text == '\0') return cuda::DenseRule{};
+    if (std::string_view(text) == "off") return cuda::DenseRule{2, false};
+    if (std::string_view(text) == "auto") return cuda::DenseRule{0, true};
     char* end = nullptr;
     const double value = std::strtod(text, &end);
-    TORCH_CHECK(*end == '\0' && value > 0, "dendnorm: the environment variable DENDNORM_CUDA_DENSE must be \"off\" or ",
-                "a density above 0, got \"", text, "\"");
-    return value;
+    TORCH_CHECK(*end == '\0' && value > 0, "dendnorm: the environment variable DENDNORM_CUDA_DENSE must be \"auto\", ",
+                "\"off\" or a density above 0, got \"", text, "\"");
+    return cuda::DenseRule{value, false};
   }();
-  return threshold;
+  return rule;
+}
+
+// What cuBLAS multiplies such activations in.
+cuda::Arithmetic arithmetic_of(const Tensor& activations) {
+  switch (activations.scalar_type()) {
+    case at::kDouble: return cuda::Arithmetic::kFloat64;
+    case at::kFloat: break;
+    default: return cuda::Arithmetic::kSixteenBits;
+  }
+  const at::Context& settings = at::globalContext();
+  const bool tf32 =
+      settings.float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) == at::Float32Precision::TF32;
+  return tf32 ? cuda::Arithmetic::kTF32 : cuda::Arithmetic::kFloat32;
 }
 
 template <class T>
@@ -62,55 +80,77 @@ Tensor double_memory(std::int64_t count, const Tensor& like) {
 }
 
 // The factors of all rows, or 1 / D of all rows, and the memory that holds them. Where b = 0 a pass works them out
-// itself (`counted`), unless they are needed before it.
+// itself (`counted`), unless they are needed before it; else the rows are measured, or have been by the forward pass
+// (`kept`), whose memory holds the factors behind what was measured.
 template <class T>
 struct RowFactors {
-  Tensor factor_memory, inverse_memory;
+  Tensor memory, inverse_memory;
   const cuda::Factor<T>* factors = nullptr;  // null where every factor is 1, or not wanted
   const double* inverse_d = nullptr;
+  const Row* rows = nullptr;  // null where nobody measured
   cuda::Counted<T> counted;
 
-  RowFactors(const cuda::Layer<T>& layer, const Tensor& like, bool wants_factors, bool wants_inverse, bool at_once) {
-    counted.excitability = layer.excitability;
-    counted.a = layer.norm.a;
+  RowFactors(const cuda::Layer<T>& layer, const Tensor& like, bool wants_factors, bool wants_inverse, bool at_once,
+             const Tensor& kept = {}) {
+    if (kept.defined()) {
+      memory = kept;
+      rows = reinterpret_cast<const Row*>(kept.const_data_ptr());
+      factors = reinterpret_cast<const cuda::Factor<T>*>(rows + layer.rows);
+      return;
+    }
+    const bool measures = layer.norm.b != 0;
+    Row* measured = nullptr;
     if (wants_factors && scales(layer)) {
-      factor_memory = device_memory(layer.rows * sizeof(cuda::Factor<T>), like);
-      counted.factors = reinterpret_cast<cuda::Factor<T>*>(bytes_of(factor_memory));
+      const std::size_t before = measures ? layer.rows * sizeof(Row) : 0;
+      memory = device_memory(before + layer.rows * sizeof(cuda::Factor<T>), like);
+      if (measures) measured = reinterpret_cast<Row*>(bytes_of(memory));
+      counted.factors = reinterpret_cast<cuda::Factor<T>*>(bytes_of(memory) + before);
     }
     if (wants_inverse) {
       inverse_memory = double_memory(layer.rows, like);
       counted.inverse_d = inverse_memory.mutable_data_ptr<double>();
     }
+    counted.excitability = layer.excitability;
+    counted.a = layer.norm.a;
     factors = counted.factors;
     inverse_d = counted.inverse_d;
+    rows = measured;
     if (factors == nullptr && inverse_d == nullptr) return;
-    if (layer.norm.b == 0 && !at_once) {
+    if (!measures && !at_once) {
       counted.start = layer.view.start;
     } else {
-      check_launch(cuda::row_factors(layer, counted.factors, counted.inverse_d, current_stream()));
+      check_launch(cuda::row_factors(layer, counted.factors, counted.inverse_d, measured, current_stream()));
     }
   }
 };
 
-// Whether products are left to the dense matrix product.
+// Which products are left to dense matrix products.
 template <class T>
-bool prefers_dense(const cuda::Layer<T>& layer, const Tensor& weight, const Tensor& activations, std::int64_t inputs) {
-  return activations.scalar_type() == weight.scalar_type() && samples_of(activations) > 0 &&
-         cuda::prefers_dense(inputs, layer.rows, layer.connections, dense_threshold());
+cuda::DenseChoice dense_products(const cuda::Layer<T>& layer, const Tensor& activations, const cuda::Device& on) {
+  return cuda::choose_dense(activations.size(-1), layer.rows, layer.connections, samples_of(activations),
+                            static_cast<int>(activations.element_size()), sizeof(T), arithmetic_of(activations),
+                            dense_rule(), on);
 }
 
-// The effective weights as a dense (outputs, inputs) matrix.
+// The effective weights as a dense (outputs, inputs) matrix in the type of the activations.
 template <class T>
-Tensor dense_weight(const cuda::Layer<T>& layer, const Tensor& weight, std::int64_t inputs,
-                    const cuda::Factor<T>* factors) {
-  Tensor dense = at::empty({layer.rows, inputs}, weight.options());
-  check_launch(cuda::dense_weight(layer, factors, inputs, dense.mutable_data_ptr<T>(), current_stream()));
+Tensor dense_weight(const cuda::Layer<T>& layer, const Tensor& activations, const cuda::Factor<T>* factors) {
+  const std::int64_t inputs = activations.size(-1);
+  Tensor dense = at::empty({layer.rows, inputs}, activations.options());
+  check_launch(
+      cuda::dense_weight(layer, factors, inputs, type_of(activations), dense.mutable_data_ptr(), current_stream()));
   return dense;
 }
 
+// X^T dY in the type of the values, which 16-bit products are added up in.
 template <class T>
-void run_columns(cuda::Columns<T>& c, const Tensor& like) {
-  const cuda::Device on = device();
+Tensor dense_gradient(const Matrix& x, const Matrix& dy) {
+  if (x.tensor.element_size() == sizeof(T)) return at::mm(x.tensor.t(), dy.tensor);
+  return at::mm(x.tensor.t(), dy.tensor, at::kFloat);
+}
+
+template <class T>
+void run_columns(cuda::Columns<T>& c, const Tensor& like, const cuda::Device& on) {
   const Tensor workspace = device_memory(cuda::columns_workspace(c, on), like);
   c.workspace = bytes_of(workspace);
   check_launch(cuda::columns(c, on, current_stream()));
@@ -130,20 +170,22 @@ struct Backend {
 
   template <class T>
   static void forward(const Tensor& input, const Tensor& weight, const Tensor& bias, const Tensor& excitability,
-                      const Pattern& pattern, const Norm& norm, const Tensor& output) {
+                      const Pattern& pattern, const Norm& norm, const Tensor& output, Tensor* kept = nullptr) {
     cuda::Forward<T> f{};
     f.samples = samples_of(input);
     check_samples(f.samples);
     if (output.numel() == 0) return;
     const Matrix x(input), y(output);
     const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
-    const bool dense = prefers_dense(layer, weight, input, input.size(-1));
+    const cuda::Device on = device();
+    const bool dense = dense_products(layer, input, on).forward;
     const RowFactors<T> factors(layer, weight, true, false, dense);
+    if (kept != nullptr && factors.rows != nullptr) *kept = factors.memory;
     if (dense) {
-      const Tensor w = dense_weight(layer, weight, input.size(-1), factors.factors).t();
+      const Tensor w = dense_weight(layer, input, factors.factors).t();
       Tensor to = y.tensor;
       if (bias.defined()) {
-        at::addmm_out(to, bias, x.tensor, w);
+        at::addmm_out(to, bias.to(to.scalar_type()), x.tensor, w);
       } else {
         at::mm_out(to, x.tensor, w);
       }
@@ -159,7 +201,6 @@ struct Backend {
     f.factors = factors.factors;
     f.counted = factors.counted;
     f.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr;
-    const cuda::Device on = device();
     const Tensor workspace = device_memory(cuda::forward_workspace(f, on), weight);
     f.workspace = bytes_of(workspace);
     check_launch(cuda::forward(f, on, current_stream()));
@@ -167,10 +208,13 @@ struct Backend {
 
   template <class T>
   static void backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& excitability,
-                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients) {
+                       const Pattern& pattern, const Norm& norm, const Wanted& wanted, const Gradients& gradients,
+                       const Tensor& kept = {}) {
     const cuda::Layer<T> layer = sized_layer<T>(weight, excitability, pattern, norm);
-    const bool dense = wanted.input && prefers_dense(layer, weight, input, input.size(-1));
-    const RowFactors<T> factors(layer, weight, wanted.factors(), wanted.dots(), dense);
+    const cuda::Device on = device();
+    const cuda::DenseChoice dense = dense_products(layer, input, on);
+    const RowFactors<T> factors(layer, weight, wanted.factors(), wanted.dots(), wanted.input && dense.input_gradient,
+                                kept);
 
     const Matrix dy(grad_output), x(input);
     Matrix dx;
@@ -188,14 +232,21 @@ struct Backend {
     c.counted = factors.counted;
     if (wanted.input) {
       dx = Matrix(gradients.input);
-      if (dense) {
-        at::mm_out(dx.tensor, dy.tensor, dense_weight(layer, weight, c.inputs, factors.factors));
+      if (dense.input_gradient) {
+        at::mm_out(dx.tensor, dy.tensor, dense_weight(layer, input, factors.factors));
       } else {
         c.dx = dx.activations;
       }
     }
     const Tensor gradient = values_gradient(wanted, gradients, weight);
-    if (wanted.values()) c.gradient = gradient.mutable_data_ptr<T>();
+    Tensor every_position;
+    if (wanted.values()) {
+      c.gradient = gradient.mutable_data_ptr<T>();
+      if (dense.weight_gradient) {
+        every_position = dense_gradient<T>(x, dy);
+        c.dense_gradient = every_position.const_data_ptr<T>();
+      }
+    }
     c.finish = wanted.finish();
     Tensor dots;
     if (wanted.dots()) {
@@ -204,12 +255,12 @@ struct Backend {
       c.dots = dots.mutable_data_ptr<double>();
     }
     if (wanted.bias) c.bias_gradient = gradients.bias.mutable_data_ptr<T>();
-    run_columns(c, weight);
+    run_columns(c, weight, on);
 
     if (wanted.rows_pass()) {
-      norm_gradient(layer, gradient, gradients.weight, gradients.excitability);
+      norm_gradient(layer, gradient, factors.rows, gradients.weight, gradients.excitability);
     } else if (wanted.dots()) {
-      reduce_parts<T>(dots, gradients.excitability);
+      add_parts<T>(dots, gradients.excitability);
     }
   }
 
@@ -223,7 +274,7 @@ struct Backend {
   template <class T>
   static void norm_gradient(const Tensor& grad, const Tensor& weight, const Tensor& excitability,
                             const Pattern& pattern, const Norm& norm, const Tensor& dv, const Tensor& de) {
-    norm_gradient(sized_layer<T>(weight, excitability, pattern, norm), grad, dv, de);
+    norm_gradient(sized_layer<T>(weight, excitability, pattern, norm), grad, nullptr, dv, de);
   }
 
   template <class T>
@@ -239,29 +290,51 @@ struct Backend {
     c.x = x.activations;
     c.columns = columns_of(pattern);
     c.gradient = result.mutable_data_ptr<T>();
-    run_columns(c, result);
+    run_columns(c, result, device());
   }
 
  private:
   template <class T>
-  static void norm_gradient(const cuda::Layer<T>& layer, const Tensor& grad, const Tensor& dv, const Tensor& de) {
+  static void norm_gradient(const cuda::Layer<T>& layer, const Tensor& grad, const Row* rows, const Tensor& dv,
+                            const Tensor& de) {
+    cuda::RowGradients<T> to;
     Tensor parts;
-    if (de.defined()) parts = double_memory(layer.rows, grad);
-    check_launch(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), dv.defined() ? dv.mutable_data_ptr<T>() : nullptr,
-                                     de.defined() ? parts.mutable_data_ptr<double>() : nullptr, current_stream()));
-    if (de.defined()) reduce_parts<T>(parts, de);
+    if (de.defined() && is_per_row(de)) {
+      to.each = de.mutable_data_ptr<T>();
+    } else if (de.defined()) {
+      parts = double_memory(layer.rows, grad);
+      to.parts = parts.mutable_data_ptr<double>();
+    }
+    check_launch(cuda::norm_gradient(layer, grad.const_data_ptr<T>(), rows,
+                                     dv.defined() ? dv.mutable_data_ptr<T>() : nullptr, to, current_stream()));
+    if (parts.defined()) add_parts<T>(parts, de);
   }
 
-  // Parts of dC/de, of rows or of a sum, to e's own shape.
+  // Parts of dC/de to what they add up to.
   template <class T>
-  static void reduce_parts(const Tensor& parts, const Tensor& gradient) {
-    check_launch(cuda::excitability_gradient(parts.const_data_ptr<double>(), parts.numel(), is_per_row(gradient),
-                                             gradient.mutable_data_ptr<T>(), current_stream()));
+  static void add_parts(const Tensor& parts, const Tensor& gradient) {
+    check_launch(cuda::add_parts(parts.const_data_ptr<double>(), parts.numel(), gradient.mutable_data_ptr<T>(),
+                                 current_stream()));
   }
 };
 
+Tensor forward_that_keeps(const Tensor& input, const Tensor& weight, const OptionalTensor& bias,
+                          const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm, Tensor& rows) {
+  return LayerOps<Backend>::forward(input, weight, bias, excitability, pattern, norm, &rows);
+}
+
+Tensor4 backward_with_kept(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                           const OptionalTensor& excitability, const Pattern& pattern, const Norm& norm,
+                           std::array<bool, 4> mask, const Tensor& rows) {
+  RECORD_FUNCTION("dendnorm::sparse_linear_backward", c10::ArrayRef<const c10::IValue>{});
+  return LayerOps<Backend>::backward(grad_output, input, weight, excitability, pattern, norm, mask, rows);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(dendnorm, CUDA, m) { LayerOps<Backend>::register_in(m); }
+TORCH_LIBRARY_IMPL(dendnorm, CUDA, m) {
+  LayerOps<Backend>::register_in(m);
+  keeps_on_cuda = {forward_that_keeps, backward_with_kept};
+}
 
 }  // namespace dendnorm::ops

@@ -1,4 +1,5 @@
-// cuda/cub.h by other means. The workspaces are asked for and filled, so that one that is too small is found.
+// cuda/cub.h by other means. The workspaces are asked for and filled, so that one that is too small is found; and as
+// CUB does, what was launched ends with CUDA's last error, whoever left it.
 #include "cuda/cub.h"
 
 #include <algorithm>
@@ -28,15 +29,16 @@ std::vector<std::int64_t> order_of_keys(const Key* keys, std::int64_t count, int
 }  // namespace
 
 cudaError_t sort_keys_workspace(std::int64_t count, int bits, std::size_t* bytes) {
-  DENDNORM_CUDA_TRY(check_sorted(count));
+  DENDNORM_CUDA_TRY(begin_sort(count));
   *bytes = static_cast<std::size_t>(count + bits);
-  return cudaSuccess;
+  return cudaPeekAtLastError();
 }
 
 cudaError_t sort_keys(const std::uint64_t* keys, std::uint64_t* sorted, std::int64_t count, int bits,
                       std::byte* workspace, std::size_t bytes, cudaStream_t stream) {
-  DENDNORM_CUDA_TRY(check_sorted(count));
+  DENDNORM_CUDA_TRY(begin_sort(count));
   if (!suffices(workspace, bytes, static_cast<std::size_t>(count + bits))) return cudaErrorInvalidValue;
+  DENDNORM_CUDA_TRY(cudaPeekAtLastError());
   return cuda_on_host::enqueue(stream, [=] {
     std::memset(workspace, 0x5a, bytes);
     const auto order = order_of_keys(keys, count, bits);
@@ -51,8 +53,9 @@ cudaError_t sort_pairs_workspace(std::int64_t count, int bits, std::size_t* byte
 cudaError_t sort_pairs(const std::uint32_t* keys, std::uint32_t* sorted_keys, const std::int32_t* values,
                        std::int32_t* sorted_values, std::int64_t count, int bits, std::byte* workspace,
                        std::size_t bytes, cudaStream_t stream) {
-  DENDNORM_CUDA_TRY(check_sorted(count));
+  DENDNORM_CUDA_TRY(begin_sort(count));
   if (!suffices(workspace, bytes, static_cast<std::size_t>(count + bits))) return cudaErrorInvalidValue;
+  DENDNORM_CUDA_TRY(cudaPeekAtLastError());
   return cuda_on_host::enqueue(stream, [=] {
     std::memset(workspace, 0x5a, bytes);
     const auto order = order_of_keys(keys, count, bits);

@@ -32,6 +32,7 @@ struct Thread {
   int turn = 0;                        // have to leave the one before
   void* released = nullptr;
   int fiber = 0;
+  std::vector<Copy> copies;
 };
 
 struct Fault {
@@ -67,10 +68,10 @@ Thread* current = nullptr;
 std::unique_ptr<Fiber> host;
 std::vector<std::unique_ptr<Fiber>> fibers;
 std::vector<Thread*> job;  // of each fiber
-std::uint64_t order = 1, drawn = 1, launched = 0;
+std::uint64_t order = 1, drawn = 1, launched = 0, asked = 0;
 cudaError_t last_error = cudaSuccess;
 Queue queue = nullptr;
-std::map<const void*, int> shared_limit;
+std::map<std::pair<const void*, int>, int> shared_limit;
 
 std::uint64_t draw() {
   drawn ^= drawn << 13;
@@ -171,6 +172,7 @@ void fiber_body(void* argument) {
     acquire(&run.start);
     try {
       (*run.body)();
+      if (!mine->copies.empty()) refuse("it returned, and never waited for its copies", mine->where);
       mine->state = State::kDone;
       ++run.done;
       check_nobody_waits(*mine);
@@ -211,6 +213,7 @@ void run_block(std::vector<int>& fiber_of) {
     thread.state = State::kReady;
     thread.where = {};
     thread.fiber = fiber_of[number];
+    thread.copies.clear();
     fiber(thread.fiber);
     job[thread.fiber] = &thread;
     run.ready.push_back(number);
@@ -251,6 +254,7 @@ Device& device() {
 
 void set_order(std::uint64_t seed) { order = seed * 0x9E3779B97F4A7C15ull | 1; }
 std::uint64_t launches() { return launched; }
+std::uint64_t questions() { return asked; }
 
 void set_queue(Queue wanted) { queue = wanted; }
 cudaError_t enqueue(cudaStream_t stream, Work work) {
@@ -264,9 +268,10 @@ int& current_device() {
 }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  ++asked;
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
   if (value < 0 || value > device().shared_per_block_optin) return last_error = cudaErrorInvalidValue;
-  shared_limit[kernel] = value;
+  shared_limit[{kernel, current_device()}] = value;
   return cudaSuccess;
 }
 
@@ -275,7 +280,7 @@ void run_kernel(const void* kernel, dim3 grid, dim3 block, std::size_t shared_by
 cudaError_t launch(const void* kernel, dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
                    Work body) {
   const std::uint64_t count = std::uint64_t{block.x} * block.y * block.z;
-  const auto limit = shared_limit.find(kernel);
+  const auto limit = shared_limit.find({kernel, current_device()});
   const int allowed = std::max(device().shared_per_block, limit == shared_limit.end() ? 0 : limit->second);
   // What a device refuses; an empty grid is among it.
   if (count < 1 || count > kMaxThreads || block.z > 64 || grid.x < 1 || grid.y < 1 || grid.z < 1 ||
@@ -343,6 +348,13 @@ dim3 block_size() { return run.block; }
 dim3 grid_size() { return run.grid; }
 std::byte* shared() { return run.shared; }
 int lane() { return current->lane; }
+void copy_later(const Copy& copy) { current->copies.push_back(copy); }
+bool next_copy(Copy* copy) {
+  if (current->copies.empty()) return false;
+  *copy = current->copies.back();
+  current->copies.pop_back();
+  return true;
+}
 
 void refuse(const std::string& what, std::source_location where) { throw Fault{what, where}; }
 
@@ -486,11 +498,13 @@ const char* cudaGetErrorName(cudaError_t error) {
   }
 }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+cudaError_t cudaPeekAtLastError() { return last_error; }
 cudaError_t cudaGetDevice(int* device) {
   *device = cuda_on_host::current_device();
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  ++cuda_on_host::asked;
   const cuda_on_host::Device& device = cuda_on_host::device();
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = device.multiprocessors; break;

@@ -61,6 +61,7 @@ using cudaStream_t = CUstream_st*;
 const char* cudaGetErrorString(cudaError_t error);
 const char* cudaGetErrorName(cudaError_t error);
 cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();
 cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream);
@@ -84,8 +85,10 @@ Device& device();
 
 // Blocks, and the threads of a block, go on in an order that this number decides.
 void set_order(std::uint64_t seed);
-// Kernels launched since the start, so that a test can tell that its own ran.
+// Kernels launched since the start, so that a test can tell that its own ran; and what was asked of the device or told
+// to it beside them.
 std::uint64_t launches();
+std::uint64_t questions();
 
 // What a stream does with its work. Without a queue it is done where it is given, whatever the stream.
 using Work = std::function<void()>;
@@ -119,6 +122,13 @@ enum class Exchange { kSync, kShuffle, kBallot };
 std::uint64_t exchange(Exchange what, unsigned mask, std::uint64_t value, int from, std::source_location where);
 // All threads of the block meet here.
 void barrier(std::source_location where);
+// What this thread has under way: it is done when the thread waits for it, as late as a device may.
+struct Copy {
+  uint4* to;
+  const uint4* from;
+};
+void copy_later(const Copy& copy);
+bool next_copy(Copy* copy);
 [[noreturn]] void refuse(const std::string& what, std::source_location where);
 
 template <class T>
@@ -218,17 +228,26 @@ inline int __popc(unsigned x) { return std::popcount(x); }
 
 namespace dendnorm::cuda {
 
+inline cudaError_t allow_shared_memory(const void* kernel);
+
 template <class T>
 T* shared_memory() {
   return reinterpret_cast<T*>(cuda_on_host::shared());
+}
+
+inline void copy_ahead(std::byte* to, const std::byte* from) {
+  cuda_on_host::copy_later({reinterpret_cast<uint4*>(to), reinterpret_cast<const uint4*>(from)});
+}
+inline void wait_for_copies() {
+  cuda_on_host::Copy copy;
+  while (cuda_on_host::next_copy(&copy)) *copy.to = *copy.from;
 }
 
 template <class... Parameters, class... Arguments>
 cudaError_t launch_kernel(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared, cudaStream_t stream,
                           const Arguments&... arguments) {
   if (shared > 48 * 1024) {
-    const auto error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+    const auto error = allow_shared_memory(reinterpret_cast<const void*>(kernel));
     if (error != cudaSuccess) return error;
   }
   return cuda_on_host::launch(kernel, grid, block, shared, stream, arguments...);

@@ -52,6 +52,17 @@ TEST(Choose, FallsBackToFewerLanesInSharedMemory) {
   EXPECT_LT(choice.cost.seconds, choose_product(shape, {132, 10 * 1024}).cost.seconds);
 }
 
+// 70 tiles leave nearly half of the multiprocessors idle where each is one block's.
+TEST(Choose, SharesTilesThatWouldLeaveMultiprocessorsIdle) {
+  const ProductShape shape = layer(1000, 4096, 70 * 32, 0.1, 4, true);
+  const ProductChoice choice = choose_product(shape, kLarge);
+  ASSERT_TRUE(choice.slab);
+  ASSERT_EQ(choice.lanes, kMaxSlabLanes);
+  const std::int64_t blocks = 70 * divided_up(shape.segments, choice.rows_per_block);
+  const std::int64_t waves = divided_up(blocks, kLarge.processors);
+  EXPECT_GT(static_cast<double>(blocks), 0.9 * static_cast<double>(waves * kLarge.processors));
+}
+
 // And gathers fewer samples at a time, where a tile of as many as 32 lanes take is more than L2 holds.
 TEST(Choose, FallsBackToFewerLanesInL2) {
   const ProductChoice choice = choose_product(layer(200'000, 200'000, 128, 1e-4, 4, true), kLarge);
@@ -85,10 +96,24 @@ TEST(Choose, CutsOnlyRowsFarAboveTheMean) {
 }
 
 TEST(Choose, PlansAStep) {
-  const StepPlan plan = plan_step(4096, 4096, 167772, 128, 4, 4, kLarge);
+  const StepPlan plan = plan_step(4096, 4096, 167772, 16, 4, 4, Arithmetic::kFloat32, kLarge);
   EXPECT_FALSE(plan.forward.slab);
-  EXPECT_EQ(plan.weight_gradient.bytes, 4.0 * 167772 * 128);
-  EXPECT_GT(plan.forward.cost.seconds, plan.input_gradient.cost.seconds) << "which finds dY packed, and no permutation";
+  EXPECT_FALSE(plan.columns.fused);
+  EXPECT_EQ(plan.columns.gradient.bytes, 4.0 * 167772 * 16);
+  EXPECT_GT(plan.forward.cost.seconds, plan.columns.product.cost.seconds)
+      << "which finds dY packed, and no permutation";
+}
+
+// One load for both gradients, where loads are what takes the time.
+TEST(Choose, FusesTheGradientsOfLargeLayers) {
+  const ProductShape shape = layer(4096, 4096, 1024, 0.1, 4, true);
+  const ColumnsChoice choice = choose_columns(shape, kLarge);
+  ASSERT_TRUE(choice.fused);
+  EXPECT_GE(choice.product.lanes, kMinFusedGatherLanes);
+  EXPECT_LE(gradient_parts(shape, choice.product), kMostParts);
+  EXPECT_LT(choice.product.cost.seconds,
+            0.8 * (choose_product(shape, kLarge).cost.seconds + sampled_cost(shape, kLarge).seconds));
+  EXPECT_FALSE(choose_columns(layer(784, 1000, 4, 0.1, 4, true), kLarge).fused) << "few samples";
 }
 
 TEST(Choose, SharesRowsBetweenWarpsWhereThereAreFew) {
@@ -122,12 +147,47 @@ TEST(Choose, FitsTheDevice) {
   }
 }
 
+DenseChoice dense(std::int64_t neurons, std::int64_t samples, double density, Arithmetic arithmetic,
+                  const DenseRule& rule) {
+  const auto connections = static_cast<std::int64_t>(density * static_cast<double>(neurons * neurons));
+  const int element = arithmetic == Arithmetic::kSixteenBits ? 2 : arithmetic == Arithmetic::kFloat64 ? 8 : 4;
+  return choose_dense(neurons, neurons, connections, samples, element, element == 8 ? 8 : 4, arithmetic, rule, kLarge);
+}
+
+bool all(const DenseChoice& choice) { return choice.forward && choice.input_gradient && choice.weight_gradient; }
+bool any(const DenseChoice& choice) { return choice.forward || choice.input_gradient || choice.weight_gradient; }
+
+// By itself only where every position is connected, and then where it is faster.
 TEST(Choose, LeavesNothingToDenseProductsUnlessAsked) {
-  EXPECT_TRUE(prefers_dense(100, 50, 5000, 1.0));
-  EXPECT_FALSE(prefers_dense(100, 50, 4999, 1.0));
-  EXPECT_TRUE(prefers_dense(100, 50, 1000, 0.2));
-  EXPECT_FALSE(prefers_dense(100, 50, 5000, 2.0));
-  EXPECT_FALSE(prefers_dense(0, 50, 0, 1.0));
+  EXPECT_FALSE(any(dense(4096, 1024, 0.9999, Arithmetic::kSixteenBits, {})));
+  EXPECT_TRUE(all(dense(4096, 1024, 1, Arithmetic::kSixteenBits, {})));
+  EXPECT_TRUE(all(dense(4096, 1024, 1, Arithmetic::kFloat32, {})));
+  EXPECT_FALSE(any(dense(64, 8, 1, Arithmetic::kFloat32, {}))) << "two launches more";
+}
+
+TEST(Choose, ForcesDenseProductsFromTheDensityThatIsNamed) {
+  const auto forced = [](double from) { return dense(100, 8, 0.5, Arithmetic::kFloat32, {from, false}); };
+  EXPECT_TRUE(all(forced(0.5)));
+  EXPECT_FALSE(any(forced(0.6)));
+  EXPECT_FALSE(any(forced(2)));
+  EXPECT_FALSE(any(dense(0, 8, 1, Arithmetic::kFloat32, {0, false})));
+  EXPECT_FALSE(any(dense(100, 0, 1, Arithmetic::kFloat32, {0, false})));
+}
+
+// Left to the model at every density: the faster the dense product, the lower the density from which on it pays.
+TEST(Choose, FindsTheCrossover) {
+  const auto crossover = [](Arithmetic arithmetic) {
+    double density = 1e-4;
+    while (density < 1 && !all(dense(4096, 1024, density, arithmetic, {0, true}))) density *= 1.05;
+    return density;
+  };
+  const double sixteen = crossover(Arithmetic::kSixteenBits), tf32 = crossover(Arithmetic::kTF32),
+               single = crossover(Arithmetic::kFloat32);
+  EXPECT_LT(sixteen, 0.05);
+  EXPECT_GT(sixteen, 0.003);
+  EXPECT_LT(tf32, 0.05);
+  EXPECT_GT(single, 0.05);
+  EXPECT_LT(single, 0.3);
 }
 
 }  // namespace

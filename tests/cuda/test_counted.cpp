@@ -38,7 +38,7 @@ struct Passes {
     layer.excitability = {e.data(), per_row};
     layer.norm = {a, 0, 2};
     counted = {layer.view.start, layer.excitability, a, own_factors.data(), own_inverses.data()};
-    EXPECT_EQ(row_factors(layer, factors.data(), inverses.data(), nullptr), cudaSuccess);
+    EXPECT_EQ(row_factors(layer, factors.data(), inverses.data(), nullptr, nullptr), cudaSuccess);
   }
 
   std::vector<double> forward_values(bool own) {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
 #include "cuda_on_host.h"
 
 namespace {
@@ -166,6 +168,12 @@ TEST(Refuses, WarpsThatWaitForEachOther) {
                  "__syncthreads");
 }
 
+TEST(Refuses, CopiesThatNobodyWaitsFor) {
+  alignas(16) static std::byte from[16];
+  expect_refused(refusal([] { dendnorm::cuda::copy_ahead(cuda_on_host::shared() + threadIdx.x % 4 * 16, from); }),
+                 "never waited for its copies");
+}
+
 TEST(Refuses, AndGoesOnWithTheNextLaunch) {
   refusal([] {
     if (threadIdx.x == 3) __syncthreads();
@@ -174,6 +182,28 @@ TEST(Refuses, AndGoesOnWithTheNextLaunch) {
   const std::vector<int> values(10, 1);
   ASSERT_EQ(cuda_on_host::launch(add_up, 1, 64, 8, nullptr, values.data(), 10, &sum), cudaSuccess);
   EXPECT_EQ(sum, 10);
+}
+
+// What is copied ahead is there once a thread has waited, and not before.
+void copies(const std::byte* from, unsigned* early, unsigned* late) {
+  std::byte* own = cuda_on_host::shared() + threadIdx.x * 16;
+  dendnorm::cuda::copy_ahead(own, from + threadIdx.x * 16);
+  early[threadIdx.x] = reinterpret_cast<const uint4*>(own)->x;
+  dendnorm::cuda::wait_for_copies();
+  late[threadIdx.x] = reinterpret_cast<const uint4*>(own)->x;
+}
+
+TEST(Host, CopiesWhenAThreadWaits) {
+  std::vector<uint4> from(32);
+  for (unsigned k = 0; k < 32; ++k) from[k] = {k, 0, 0, 0};
+  std::vector<unsigned> early(32), late(32);
+  ASSERT_EQ(cuda_on_host::launch(copies, 1, 32, 512, nullptr, reinterpret_cast<const std::byte*>(from.data()),
+                                 early.data(), late.data()),
+            cudaSuccess);
+  for (unsigned k = 0; k < 32; ++k) {
+    EXPECT_EQ(early[k], 0xffffffffu);
+    EXPECT_EQ(late[k], k);
+  }
 }
 
 TEST(Launch, IsRefusedAsADeviceWould) {
@@ -197,6 +227,31 @@ TEST(Launch, AnswersForItselfAlone) {
   EXPECT_EQ(cuda_on_host::launch(kernel, 0, 32, 0, nullptr), cudaErrorInvalidConfiguration);
   EXPECT_EQ(dendnorm::cuda::launch_kernel(kernel, 1, 32, 0, nullptr), cudaSuccess);
   EXPECT_EQ(cudaGetLastError(), cudaErrorInvalidConfiguration);
+}
+
+// Nothing is asked of a device twice.
+TEST(Launch, AllowsSharedMemoryOnceOnEachDevice) {
+  const auto kernel = +[] {};
+  for (const int device : {0, 1, 0}) {
+    cuda_on_host::current_device() = device;
+    EXPECT_EQ(dendnorm::cuda::launch_kernel(kernel, 1, 32, 100 << 10, nullptr), cudaSuccess) << device;
+    const std::uint64_t before = cuda_on_host::questions();
+    EXPECT_EQ(dendnorm::cuda::launch_kernel(kernel, 1, 32, 200 << 10, nullptr), cudaSuccess) << device;
+    EXPECT_EQ(cuda_on_host::questions(), before);
+  }
+}
+
+TEST(Launch, AsksForTheDeviceOnce) {
+  dendnorm::cuda::Device device;
+  for (const int index : {0, 1, 0}) {
+    cuda_on_host::current_device() = index;
+    ASSERT_EQ(dendnorm::cuda::current_device(&device), cudaSuccess);
+    const std::uint64_t before = cuda_on_host::questions();
+    device = {};
+    ASSERT_EQ(dendnorm::cuda::current_device(&device), cudaSuccess);
+    EXPECT_EQ(cuda_on_host::questions(), before);
+    EXPECT_EQ(device.shared_bytes, 227 << 10);
+  }
 }
 
 }  // namespace

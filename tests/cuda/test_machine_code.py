@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import machine_code
 import pytest
 import torch
 
-from dendnorm import _native
+from dendnorm import _native, info
 
 LIBRARY = _native.library().folder / "libdendnorm.so"
 ARCHITECTURES = ("sm_80", "sm_90")
+COMPILER = "13.0.88"  # whose machine code docs/cuda.md shows
 
 
 @pytest.fixture(scope="session")
@@ -39,9 +42,23 @@ def test_hot_loops_keep_their_limits(kernels, name, architecture):
 
 def test_no_product_spills_and_no_hot_loop_has_a_second_writer(kernels):
     products = [kernel for kernel in kernels if machine_code.is_product(kernel)]
-    assert len(products) >= 2 * (4 * 10 + 4 * 6)  # architectures, types, lanes of both products and of the gradient
+    # Architectures, types, lanes of both products, of the gradient, and of both at once.
+    assert len(products) >= 2 * 4 * (10 + 6 + 5)
     faults = [f"{kernel.name}, {kernel.architecture}: {fault}" for kernel in products for fault in kernel.faults]
     assert not faults
+
+
+def test_no_kernel_of_ours_has_local_memory(kernels):
+    own = [kernel for kernel in kernels if machine_code.is_own(kernel)]
+    assert not [kernel.name for kernel in own if kernel.stack or kernel.local or kernel.spilling]
+
+
+def test_the_documentation_has_this_machine_code(kernels):
+    build = info.collect()["build"]
+    if build["cuda"] != COMPILER:
+        pytest.skip(f"docs/cuda.md has what nvcc {COMPILER} makes, and this is {build['cuda']}")
+    page = Path(__file__).parents[2] / "docs" / "cuda.md"
+    assert machine_code.documented(kernels) in page.read_text(encoding="utf-8")
 
 
 def test_a_loop_is_read_right():

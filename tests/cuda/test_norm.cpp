@@ -100,15 +100,22 @@ Results results_of(const Rows<T>& rows, const Norm& norm, Mode mode) {
   const auto n = static_cast<std::size_t>(rows.count()), nnz = rows.values.size();
   const Layer<T> layer = rows.on_device(norm, mode);
   const Guarded factors(n * sizeof(Factor<T>)), inverse(n * 8), w(nnz * sizeof(T)), dv(nnz * sizeof(T)), de(n * 8),
-      in_place(nnz * sizeof(T));
-  EXPECT_EQ(row_factors(layer, factors.as<Factor<T>>(), inverse.as<double>(), nullptr), cudaSuccess);
+      in_place(nnz * sizeof(T)), measured(n * sizeof(Row)), each(n * sizeof(T));
+  EXPECT_EQ(row_factors(layer, factors.as<Factor<T>>(), inverse.as<double>(), nullptr, nullptr), cudaSuccess);
+  EXPECT_EQ(row_factors(layer, static_cast<Factor<T>*>(nullptr), nullptr, measured.as<Row>(), nullptr), cudaSuccess);
   EXPECT_EQ(effective_weight(layer, w.as<T>(), nullptr), cudaSuccess);
-  EXPECT_EQ(norm_gradient(layer, rows.gradient.data(), dv.as<T>(), de.as<double>(), nullptr), cudaSuccess);
+  const RowGradients<T> parts{nullptr, de.as<double>()};
+  EXPECT_EQ(norm_gradient(layer, rows.gradient.data(), nullptr, dv.as<T>(), parts, nullptr), cudaSuccess);
   std::copy(rows.gradient.begin(), rows.gradient.end(), in_place.as<T>());
-  EXPECT_EQ(norm_gradient(layer, in_place.as<T>(), in_place.as<T>(), static_cast<double*>(nullptr), nullptr),
+  EXPECT_EQ(norm_gradient(layer, in_place.as<T>(), measured.as<Row>(), in_place.as<T>(), RowGradients<T>{}, nullptr),
             cudaSuccess);
-  EXPECT_TRUE(std::equal(dv.as<T>(), dv.as<T>() + nnz, in_place.as<T>())) << "in place";
-  for (const Guarded* guarded : {&factors, &inverse, &w, &dv, &de, &in_place}) guarded->expect_whole();
+  EXPECT_TRUE(std::equal(dv.as<T>(), dv.as<T>() + nnz, in_place.as<T>())) << "in place, from rows measured before";
+  EXPECT_EQ(
+      norm_gradient<T>(layer, rows.gradient.data(), measured.as<Row>(), nullptr, {each.as<T>(), nullptr}, nullptr),
+      cudaSuccess);
+  for (std::size_t i = 0; i < n; ++i) EXPECT_EQ(each.as<T>()[i], static_cast<T>(de.as<double>()[i]));
+  for (const Guarded* guarded : {&factors, &inverse, &w, &dv, &de, &in_place, &measured, &each})
+    guarded->expect_whole();
   Results results;
   for (std::size_t i = 0; i < n; ++i) {
     const Factor<T> factor = factors.as<Factor<T>>()[i];
@@ -221,13 +228,10 @@ TYPED_TEST(LayerNorm, AddsUpTheExcitabilitysGradient) {
       sum += part;
       size += std::fabs(part);
     }
-    const Guarded total(sizeof(T), 0), each(count * sizeof(T));
-    ASSERT_EQ(excitability_gradient(parts.data(), count, false, total.as<T>(), nullptr), cudaSuccess);
-    ASSERT_EQ(excitability_gradient(parts.data(), count, true, each.as<T>(), nullptr), cudaSuccess);
+    const Guarded total(sizeof(T), 0);
+    ASSERT_EQ(add_parts(parts.data(), count, total.as<T>(), nullptr), cudaSuccess);
     total.expect_whole();
-    each.expect_whole();
     expect_close(*total.as<T>(), sum, sizeof(T) == 4 ? 1e-6 : 1e-14, size);
-    for (i64 i = 0; i < count; ++i) EXPECT_EQ(each.as<T>()[i], static_cast<T>(parts[i]));
   }
 }
 
@@ -247,10 +251,6 @@ TYPED_TEST(LayerNorm, SpreadsTheWeightsOutDensely) {
       layer.connections = pattern.nnz();
       layer.view = {pattern.row_start.data(), pattern.column_index.data(), pattern.perm.data()};
       layer.values = values.data();
-      const Guarded dense(shape.inputs * shape.outputs * sizeof(T));
-      ASSERT_EQ(dense_weight(layer, scaled ? factors.data() : nullptr, shape.inputs, dense.as<T>(), nullptr),
-                cudaSuccess);
-      dense.expect_whole();
       std::vector<T> expected(shape.inputs * shape.outputs);
       for (i64 j = 0; j < shape.inputs; ++j) {
         for (i32 k = pattern.column_start[j]; k < pattern.column_start[j + 1]; ++k) {
@@ -259,7 +259,22 @@ TYPED_TEST(LayerNorm, SpreadsTheWeightsOutDensely) {
               values[k] * (scaled ? static_cast<T>(i + 2) : T{1}) * (scaled ? T(0.5) : T{1});
         }
       }
-      EXPECT_TRUE(std::equal(expected.begin(), expected.end(), dense.as<T>()));
+      const cases::Type own = sizeof(T) == 8 ? cases::Type::kFloat64 : cases::Type::kFloat32;
+      for (const cases::Type type : {own, cases::Type::kBFloat16, cases::Type::kFloat16}) {
+        if (sizeof(T) == 8 && type != own) continue;
+        const Guarded dense(shape.inputs * shape.outputs * cases::size_of(type));
+        ASSERT_EQ(dense_weight(layer, scaled ? factors.data() : nullptr, shape.inputs, type, dense.data(), nullptr),
+                  cudaSuccess);
+        dense.expect_whole();
+        for (i64 at = 0; at < shape.inputs * shape.outputs; ++at) {
+          const double got = cases::read(dense.data(), at, type);
+          if (type == own) {
+            ASSERT_EQ(got, expected[at]);
+          } else {
+            ASSERT_NEAR(got, expected[at], cases::rounding(type) * std::fabs(expected[at]) + 0x1p-25) << at;
+          }
+        }
+      }
     }
   }
 }

@@ -87,8 +87,22 @@ std::vector<double> forward_of(const Device& device, const Case<T>& test, bool b
   return values_of(y, test.samples, test.shape.outputs);
 }
 
+// X^T dY: G of every position.
 template <class T>
-Gradients columns_of(const Device& device, const Case<T>& test, const Wanted& wanted) {
+std::vector<T> dense_gradient_of(const Case<T>& test) {
+  std::vector<T> dense;
+  for (i64 j = 0; j < test.shape.inputs; ++j) {
+    for (i64 i = 0; i < test.shape.outputs; ++i) {
+      double sum = 0;
+      for (i64 b = 0; b < test.samples; ++b) sum += test.dy(b, i) * test.x(b, j);
+      dense.push_back(static_cast<T>(sum));
+    }
+  }
+  return dense;
+}
+
+template <class T>
+Gradients columns_of(const Device& device, const Case<T>& test, const Wanted& wanted, bool dense = false) {
   const auto bytes = [](i64 count, std::size_t size) { return static_cast<std::size_t>(count) * size; };
   const i64 inputs = test.shape.inputs, outputs = test.shape.outputs, nnz = test.pattern.nnz();
   const std::vector<Factor<T>> factors = factors_of(test);
@@ -101,12 +115,17 @@ Gradients columns_of(const Device& device, const Case<T>& test, const Wanted& wa
   c.outputs = outputs;
   c.connections = nnz;
   c.dy = test.dy.template view<Activations>();
-  if (wanted.gradient) c.x = test.x.template view<Activations>();
+  if (wanted.gradient && !dense) c.x = test.x.template view<Activations>();
   if (wanted.dx) c.dx = dx.view<Activations>();
   c.columns = test.template columns<View>();
   c.values = test.values.data();
   c.factors = pointer_of(factors, test.scale);
   if (wanted.gradient) c.gradient = gradient.as<T>();
+  std::vector<T> dense_gradient;
+  if (wanted.gradient && dense) {
+    dense_gradient = dense_gradient_of(test);
+    c.dense_gradient = dense_gradient.data();
+  }
   c.finish = wanted.finish;
   if (wanted.dots) {
     c.dot_weights = test.weights.data();
@@ -215,6 +234,29 @@ TEST(Products, TakeShapesAtTheEdge) {
   }
 }
 
+// The gradient of the values out of a dense product, whatever the density.
+template <class T>
+void check_gathered(cases::Type type, std::uint32_t seed) {
+  for (const Shape& shape : {Shape{1, 2, 1}, Shape{20, 30, 0}, Shape{16, 16, 1}, Shape{37, 53, 0.3}}) {
+    for (const Wanted& wanted : kWanted) {
+      std::mt19937 random(++seed);
+      const Case<T> test(random, shape, 9, type, seed % 2 == 0, static_cast<Scale>(seed % 3));
+      cuda_on_host::set_order(seed);
+      const Gradients got = columns_of(kDevices[seed % 4], test, wanted, true);
+      if (wanted.dots) expect_dots(test, got.dots);
+      Wanted rest = wanted;
+      rest.dots = false;
+      expect_gradients(test, rest, got);
+    }
+  }
+}
+
+TEST(Products, TakeGradientsOutOfADenseProduct) {
+  check_gathered<float>(cases::Type::kFloat32, 800);
+  check_gathered<float>(cases::Type::kBFloat16, 830);
+  check_gathered<double>(cases::Type::kFloat64, 860);
+}
+
 // Rows, and columns, of more connections than one warp takes.
 TEST(Products, CutLongSegments) {
   std::uint32_t seed = 300;
@@ -257,6 +299,7 @@ void check_each(cases::Type type, std::uint32_t seed) {
         p.x = packed.memory.data();
         p.x_neuron = samples * element;
         p.x_sample = element;
+        p.packed = true;
         p.view = test.template rows<View>();
         p.values = test.values.data();
         p.row_factors = factors.data();
@@ -275,6 +318,16 @@ void check_each(cases::Type type, std::uint32_t seed) {
         for (i64 b = 0; b < samples; ++b) {
           for (i64 i = 0; i < 37; ++i) ASSERT_TRUE(i == 1 || cut[b * 37 + i] == whole[b * 37 + i]) << i;
         }
+        if (!slab) continue;
+        // However the slab is filled: in whole pieces until now, or one by one from any strides.
+        p.packed = false;
+        ASSERT_EQ(launch_product(p, choice, type, nullptr), cudaSuccess);
+        ASSERT_TRUE(values_of(y, samples, 37) == whole) << "filled one by one";
+        p.x = test.x.memory.data();
+        p.x_neuron = element;
+        p.x_sample = test.x.stride * element;
+        ASSERT_EQ(launch_product(p, choice, type, nullptr), cudaSuccess);
+        ASSERT_TRUE(values_of(y, samples, 37) == whole) << "filled from batch-major activations";
       }
     }
   }

@@ -516,5 +516,31 @@ TEST(Sorting, RefusesMoreThanItCanCount) {
   EXPECT_EQ(cuda::empty_positions_workspace(empty, 1000, &bytes), cudaSuccess);
 }
 
+// What somebody else left as CUDA's last error is not reported as a failure of ours.
+TEST(Sorting, ReportsNoErrorsOfOthers) {
+  const auto leave_one = [] {
+    ASSERT_NE(cuda_on_host::launch(+[] {}, dim3(1, 1u << 20), 1, 0, nullptr), cudaSuccess);
+    ASSERT_NE(cudaPeekAtLastError(), cudaSuccess);
+  };
+  std::size_t bytes = 0;
+  leave_one();
+  EXPECT_EQ(cuda::sort_keys_workspace(3, 40, &bytes), cudaSuccess);
+  const Memory<std::byte> workspace(static_cast<i64>(bytes));
+  const Memory<std::uint64_t> keys(std::vector<std::uint64_t>{7, 1, 5}), sorted(3);
+  leave_one();
+  EXPECT_EQ(cuda::sort_keys(keys.data(), sorted.data(), 3, 40, workspace.data(), bytes, nullptr), cudaSuccess);
+  EXPECT_EQ(sorted.read(), (std::vector<std::uint64_t>{1, 5, 7}));
+  leave_one();
+  EXPECT_EQ(cuda::sort_pairs_workspace(3, 31, &bytes), cudaSuccess);
+  const Memory<std::uint32_t> rows(std::vector<std::uint32_t>{2, 0, 2}), sorted_rows(3);
+  const Memory<i32> places(std::vector<i32>{0, 1, 2}), sorted_places(3);
+  const Memory<std::byte> more(static_cast<i64>(bytes));
+  leave_one();
+  EXPECT_EQ(cuda::sort_pairs(rows.data(), sorted_rows.data(), places.data(), sorted_places.data(), 3, 31, more.data(),
+                             bytes, nullptr),
+            cudaSuccess);
+  EXPECT_EQ(sorted_places.read(), (std::vector<i32>{1, 0, 2}));
+}
+
 }  // namespace
 }  // namespace dendnorm

@@ -1,12 +1,16 @@
 """A little of everything, for compute-sanitizer: every norm forward and backward in every dtype and both layouts, each
-kernel with few and with many samples, rows that a whole block shares, the dense product, and rewirings.
+kernel with few and with many samples, rows that a whole block shares, dense products, and rewirings.
 
 --quick does the smallest of it.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Dense products where every position is connected, however small the layer.
+os.environ["DENDNORM_CUDA_DENSE"] = "1"
 
 import torch
 
@@ -54,12 +58,16 @@ def large() -> None:
     train(layer_of(40, 1500, 0.9, "l0"), 20)  # and columns
     train(layer_of(130, 70, 0.2, "joint"), 1030)  # more samples than a tile has
     train(layer_of(784, 1000, 0.1, "l0"), 128)  # a tile of the inputs in shared memory, above 48 KB
+    # Both gradients of the same loads, through L2 and from shared memory.
+    for dtype in DTYPES:
+        train(layer_of(300, 200, 0.5, "l0", dtype), 260, dtype)
+    train(layer_of(300, 200, 0.5, "joint"), 1100)
     rewire(layer_of(1500, 400, 0.3, "joint"))
 
 
 def dense() -> None:
     for norm in ("none", "joint"):
-        for dtype in (torch.float32, torch.float64):
+        for dtype in DTYPES:
             train(layer_of(60, 40, 1.0, norm, dtype), 33, dtype)
 
 

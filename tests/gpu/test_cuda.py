@@ -6,6 +6,9 @@ The whole suite of tests/python runs on the device too, with DENDNORM_TEST_DEVIC
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 
 import dendnorm
 from dendnorm import SparseLinear
+from dendnorm.ops.library import cuda_plan
 
 ops = torch.ops.dendnorm
 NORMS = ("none", "l0", "l0-variable", "lp:2", "lp-variable:3", "weight_norm", "joint")
@@ -26,8 +30,9 @@ def step(layer: torch.nn.Module, x: torch.Tensor, dy: torch.Tensor) -> tuple[tor
     return (y, *torch.autograd.grad(y, [x, *layer.parameters()], dy))
 
 
-def case(norm: str, batch: int, inputs: int = 300, outputs: int = 200, dtype: torch.dtype = torch.float32) -> tuple:
-    layer = SparseLinear(inputs, outputs, density=0.1, norm=norm, seed=0, dtype=dtype)
+def case(norm: str, batch: int, inputs: int = 300, outputs: int = 200, dtype: torch.dtype = torch.float32,
+         density: float = 0.1) -> tuple:  # fmt: skip
+    layer = SparseLinear(inputs, outputs, density=density, norm=norm, seed=0, dtype=dtype)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, inputs, generator=generator, dtype=dtype, device="cpu")
     dy = torch.randn(batch, outputs, generator=generator, dtype=dtype, device="cpu")
@@ -59,6 +64,18 @@ def test_16_bit_results_are_the_cpus(batch, half):
     for got, want in zip(step(*on_device(layer, x, dy)), expected, strict=True):
         size = want.abs().max().item() + 1e-30
         torch.testing.assert_close(got.cpu(), want, rtol=2e-2, atol=2e-2 * size)
+
+
+# Excitabilities: none, one that all neurons share, and one for each.
+@pytest.mark.parametrize("norm", ["none", "l0", "joint"])
+def test_gradients_of_the_same_loads_are_the_cpus(norm):
+    layer, x, dy = case(norm, 128, 200, 150, density=0.5)
+    # By the model's choice on a large device.
+    assert cuda_plan(200, 150, layer.nnz, 128)["weight gradient"]["kernel"] == "fused"
+    expected = step(layer, x.clone().requires_grad_(), dy)
+    for got, want in zip(step(*on_device(layer, x, dy)), expected, strict=True):
+        size = want.abs().max().item()
+        torch.testing.assert_close(got.cpu(), want, rtol=2e-4, atol=2e-4 * size)
 
 
 # Shapes that take the different kernels: few and many samples, narrow and wide, rows longer than a block.
@@ -229,3 +246,43 @@ def test_tensors_on_two_devices_are_refused_by_name():
     layer, x, _ = case("l0", 4)
     with pytest.raises(RuntimeError, match="input"):
         copy.deepcopy(layer).cuda()(x)
+
+
+DENSE_STEP = """
+import copy, torch, dendnorm
+for norm in ("none", "l0", "l0-variable", "lp:2", "joint"):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        exact = dtype in (torch.float32, torch.float64)
+        layer = dendnorm.SparseLinear(40, 30, density=0.5, norm=norm, seed=0, bias=norm != "l0")
+        layer = layer.to(torch.float64 if dtype == torch.float64 else torch.float32)
+        x = torch.randn(17, 40).to(dtype)
+        dy = torch.randn(17, 30).to(dtype)
+        steps = []
+        for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+            twin = copy.deepcopy(layer).to(device)
+            if device == "cpu":
+                twin = twin.double()
+            inputs = x.to(device, kind).requires_grad_()
+            y = twin(inputs)
+            grads = torch.autograd.grad(y, [inputs, *twin.parameters()], dy.to(device, kind))
+            steps.append([part.detach().cpu() for part in (y, *grads)])
+        wanted, got = steps
+        assert got[0].dtype == got[1].dtype == dtype, norm
+        for number, (one, other) in enumerate(zip(got, wanted)):
+            # Output and dX have the type of the activations, and so has the dense weight; gradients of the values are
+            # added up and kept in float32.
+            size = 2e-2 if number < 2 and not exact else 2e-5
+            error = (one.double() - other).abs().max().item()
+            assert error <= size * (1e-30 + other.abs().max().item()), (norm, dtype, number, error)
+x = torch.ones(3, 40, device="cuda")
+x[0, 0] = float("inf")
+assert twin.to("cuda").float()(x).isnan().any()
+print("good")
+"""
+
+
+def test_dense_products_agree_with_the_sparse_ones_in_every_type():
+    # The environment is read once.
+    result = subprocess.run([sys.executable, "-c", DENSE_STEP], capture_output=True, text=True,
+                            env=os.environ | {"DENDNORM_CUDA_DENSE": "0.1"})  # fmt: skip
+    assert result.stdout.strip() == "good", result.stderr

@@ -252,12 +252,27 @@ def test_wrong_arguments_end_in_one_sentence(arguments, message, tmp_path, capsy
     assert not out.exists()
 
 
+def test_a_peer_that_fails_on_a_device_is_left_out(monkeypatch):
+    class Fails(torch.nn.Linear):
+        def forward(self, x):
+            raise RuntimeError("no kernel for this device\nand more")
+
+    monkeypatch.setitem(bench.CONTENDERS, "dense", lambda layer: Fails(layer.in_features, layer.out_features))
+    result = bench.measure(bench.Shape(20, 10, 4, 0.5), ("dendnorm", "dense"), rounds=2)
+    assert result["contenders"]["dense"] == {"unavailable": "fails: no kernel for this device"}
+    assert "median_ms" in result["contenders"]["dendnorm"]
+    monkeypatch.setitem(bench.CONTENDERS, "dendnorm", bench.CONTENDERS["dense"])
+    with pytest.raises(RuntimeError, match="no kernel for this device"):
+        bench.measure(bench.Shape(20, 10, 4, 0.5), ("dendnorm",), rounds=2)
+
+
 def test_the_bound_on_a_gpu_follows_the_level_that_holds_the_activations():
     rates = cuda.Rates(shared=30e12, l2=10e12, l2_bytes=50 << 20, memory=4e12)
     small = bench.Shape(784, 1000, 128, 0.2)  # both sides fit shared memory, and are read often enough
     wide = bench.Shape(4096, 4096, 128, 0.01)  # L2
     huge = bench.Shape(4_000_000, 4_000_000, 128, 1e-7)  # 4 samples of all neurons are 64 MB
-    for shape, seconds in ((small, 2 / 30e12 + 1 / 10e12), (wide, 3 / 10e12), (huge, 3 / 4e12)):
+    few = bench.Shape(784, 1000, 8, 0.2)  # too few samples for both gradients of the same loads
+    for shape, seconds in ((small, 2 / 30e12), (wide, 2 / 10e12), (huge, 2 / 4e12), (few, 3 / 10e12)):
         assert cuda.bound_ms(shape, rates) == pytest.approx(1e3 * 4 * shape.nnz * shape.batch * seconds)
     assert cuda.rates_of("NVIDIA H100 80GB HBM3") is not None
     assert cuda.rates_of("a new one") is None

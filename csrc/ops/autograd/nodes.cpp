@@ -10,10 +10,10 @@ namespace dendnorm::ops {
 variable_list SparseLinearRule::gradients(const variable_list& grads, const Saved<kOperands>& saved, const Norm& norm,
                                           std::array<bool, kInputs> mask) {
   const auto& [input, weight, e, rows] = saved.operand;
-  if (rows.defined() && !at::GradMode::is_enabled() && goes_to_cpu(grads[0], input, weight, e)) {
+  const bool kept = rows.defined() && !at::GradMode::is_enabled();
+  if (const RowKeeper* keeper = kept ? row_keeper(grads[0], input, weight, e, rows) : nullptr) {
     const at::AutoDispatchBelowADInplaceOrView below;
-    return listed(sparse_linear_backward_on_cpu(grads[0], input, weight, optional(e), saved.pattern, norm, mask, rows),
-                  mask);
+    return listed(keeper->backward(grads[0], input, weight, optional(e), saved.pattern, norm, mask, rows), mask);
   }
   return listed(call_sparse_linear_backward(grads[0], input, weight, optional(e), saved.pattern, norm, mask), mask);
 }

@@ -28,12 +28,12 @@ Tensor sparse_linear(const Tensor& input, const Tensor& weight, const OptionalTe
     return sparse_linear_with_tangents(input, weight, bias, excitability, pattern, norm);
   }
   const Tensor shift = or_undefined(bias), e = or_undefined(excitability);
-  const bool keeps = norm.b != 0 && torch::autograd::compute_requires_grad(input, weight, shift, e) &&
-                     goes_to_cpu(input, weight, shift, e);
+  const bool keeps = norm.b != 0 && torch::autograd::compute_requires_grad(input, weight, shift, e);
+  const RowKeeper* keeper = keeps ? row_keeper(input, weight, shift, e) : nullptr;
   Tensor rows;
   const auto compute = [&] {
-    return keeps ? sparse_linear_on_cpu(input, weight, bias, excitability, pattern, norm, rows)
-                 : call_sparse_linear(input, weight, bias, excitability, pattern, norm);
+    return keeper != nullptr ? keeper->forward(input, weight, bias, excitability, pattern, norm, rows)
+                             : call_sparse_linear(input, weight, bias, excitability, pattern, norm);
   };
   return recorded<SparseLinearRule>([&](auto& node) { node.save({input, weight, e, rows}, pattern, norm); }, compute,
                                     itself, input, weight, shift, e);

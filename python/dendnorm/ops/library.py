@@ -139,11 +139,13 @@ def cuda_plan(inputs: int, outputs: int, connections: int, samples: int, **devic
         connections: how many there are.
         samples: of the batch.
         **device: ``processors``, ``shared_bytes``, ``l2_bytes``, ``memory_rate`` (bytes a second), of an H100 unless
-            given; ``element``, bytes of an activation, is 4 unless given.
+            given; ``element``, bytes of an activation, is 4 unless given; ``tf32``: dense float32 products use it.
 
     Returns:
         For "forward", "input gradient" and "weight gradient": ``kernel``, ``lanes``, ``seconds`` (calculated),
-        ``bytes`` of activations loaded, and the ``level`` they come from: "shared", "l2" or "memory".
+        ``bytes`` of activations loaded, the ``level`` they come from ("shared", "l2" or "memory"), and
+        ``dense_seconds``, of the same as a dense matrix product (calculated). The kernel of the weight gradient is
+        "sampled", or "fused" with that of the input gradient, whose seconds and bytes are then those of both.
 
     Raises:
         ValueError: a size is not positive, or ``element`` not 2, 4 or 8.

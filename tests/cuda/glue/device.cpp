@@ -156,6 +156,7 @@ DENDNORM_ON_HOST int dendnorm_on_host_device() { return cuda_on_host::current_de
 DENDNORM_ON_HOST void dendnorm_on_host_set_device(int index) { cuda_on_host::current_device() = index; }
 DENDNORM_ON_HOST std::uint64_t dendnorm_on_host_launches() { return cuda_on_host::launches(); }
 DENDNORM_ON_HOST std::uint64_t dendnorm_on_host_allocations() { return cuda_on_host::allocations(); }
+DENDNORM_ON_HOST std::uint64_t dendnorm_on_host_questions() { return cuda_on_host::questions(); }
 DENDNORM_ON_HOST void dendnorm_on_host_set_stream(int device, int number) {
   cuda_on_host::set_current_stream({device, number});
 }

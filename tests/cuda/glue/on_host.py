@@ -41,7 +41,7 @@ def install(library: ctypes.CDLL) -> None:
     """Let torch.cuda tell of the library's devices."""
     if torch.version.cuda is not None:
         raise RuntimeError(f"needs a PyTorch without CUDA, got {torch.__version__}")
-    for name in ("launches", "allocations"):
+    for name in ("launches", "allocations", "questions"):
         getattr(library, f"dendnorm_on_host_{name}").restype = ctypes.c_uint64
     library.dendnorm_on_host_end_capture.restype = ctypes.c_void_p
     cuda = torch.cuda

@@ -159,9 +159,11 @@ def _ours(layer: SparseLinear) -> nn.Module:
 
 def _with_norm(norm: str) -> Callable[[SparseLinear], nn.Module]:
     def make(layer: SparseLinear) -> nn.Module:
-        weight = layer.to_sparse_csr()
-        indices = weight.crow_indices(), weight.col_indices()
-        return SparseLinear.from_csr(*indices, weight.values(), shape=weight.shape, bias=layer.bias, norm=norm)
+        values = layer.effective_weight().detach()[layer.perm.long()]
+        shape = layer.out_features, layer.in_features
+        return SparseLinear.from_csr(
+            layer.crow_indices, layer.col_indices, values, shape=shape, bias=layer.bias, norm=norm
+        )
 
     return make
 

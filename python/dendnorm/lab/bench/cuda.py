@@ -112,12 +112,13 @@ def rates_of(name: str) -> Rates | None:
 
 
 def bound_ms(shape: Shape, rates: Rates) -> float:
-    """The least time of a training step in float32: three products, each with a load of 4 bytes per multiply-add, from
-    the level that the kernels' own cost model (cuda/choose.h) has them come from."""
+    """The least time of a training step in float32: for each of three products, or of two where both gradients are made
+    of the same loads, 4 bytes for every connection and sample, from the level that the kernels' own cost model
+    (cuda/choose.h) has them come from."""
     plan = cuda_plan(shape.inputs, shape.outputs, shape.nnz, shape.batch,
                      l2_bytes=rates.l2_bytes, memory_rate=rates.memory)  # fmt: skip
     loaded = 4.0 * shape.nnz * shape.batch
-    return 1e3 * sum(loaded / getattr(rates, product["level"]) for product in plan.values())
+    return 1e3 * sum(loaded / getattr(rates, product["level"]) for product in plan.values() if product["bytes"])
 
 
 def share_of_bound(entry: dict[str, Any], shape: Shape, device: torch.device) -> dict[str, float] | None:
