@@ -46,7 +46,7 @@ def places(
     for column in range(1, max(level.values()) + 1):
 
         def key(name: str) -> tuple[float, float, str]:
-            near = [height[other] for other in below[name]]
+            near = sorted(height[other] for other in below[name])
             return rooms.index(room(name)), sum(near) / len(near) if near else 0.0, name
 
         names = sorted((name for name in level if level[name] == column), key=key)
@@ -72,7 +72,7 @@ def draw(path: Path) -> None:
     figure, axes = plt.subplots(figsize=(2.7 * outside, 0.75 * rows + 1))
     for name, others in below.items():
         x, y = at[name]
-        for other in others:
+        for other in sorted(others):
             to, height = at[other]
             colour = COLOURS.get(room(name), TOP)
             axes.plot(

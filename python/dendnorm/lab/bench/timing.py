@@ -191,7 +191,7 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 def memory(layer: SparseLinear) -> dict[str, float]:
     """Bytes that a layer holds while it trains: values, their gradient, every index table; and per connection."""
     values = layer.weight.numel() * layer.weight.element_size()
-    tables = sum(buffer.numel() * buffer.element_size() for buffer in layer.buffers())
+    tables = sum(table.numel() * table.element_size() for table in (*layer.pattern, layer.pattern_mark))
     return {
         "values": values,
         "gradient": values,
