@@ -70,7 +70,7 @@ def draw(path: Path) -> None:
     at["lab"], below["lab"] = (outside, 0.0), (lab & level.keys()) - ENTRANCES
     rows = max(abs(height) for _, height in at.values())
     figure, axes = plt.subplots(figsize=(2.7 * outside, 0.75 * rows + 1))
-    for name, others in below.items():
+    for name, others in sorted(below.items()):
         x, y = at[name]
         for other in sorted(others):
             to, height = at[other]
@@ -83,7 +83,7 @@ def draw(path: Path) -> None:
                 linewidth=0.9,
                 zorder=1,
             )
-    for name, (x, y) in at.items():
+    for name, (x, y) in sorted(at.items()):
         corner, colour = (x - WIDTH / 2, y - HEIGHT / 2), COLOURS.get(room(name), TOP)
         axes.add_patch(
             Rectangle(
