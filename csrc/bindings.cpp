@@ -166,6 +166,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
       py::arg("l2_bytes") = 50 << 20, py::arg("memory_rate") = 3.35e12,
       "Which CUDA kernels a training step takes on such a device (an H100 unless told), with how many lanes, and what "
       "the cost model predicts for each: seconds, bytes of activations loaded, the level they come from, and seconds "
-      "as "
-      "a dense product.");
+      "of a dense product.");
 }
